@@ -1,0 +1,1 @@
+"""The packed transformer. Reading order: config, rope, embedders, blocks, transformer, checkpoint."""
