@@ -1,0 +1,47 @@
+"""Load a transformer, after its headers have shown that it is a whole FramePack checkpoint."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.utils
+import torch
+
+from ..model.checkpoint import check_header, find_files, read_header
+from .detection import install_detection_hook
+
+WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+"""The words of core's "Load Diffusion Model" and the model options they stand for."""
+
+
+def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
+    """A MODEL from a file, a shard index, a shard folder or an HF snapshot folder.
+
+    Raises FileNotFoundError for missing shards, ValueError for a file that is cut off or not FramePack,
+    both before any weight is read.
+    """
+    files = find_files(path)
+    check_header(read_header(files), path.name)
+    install_detection_hook()
+    options = dict(WEIGHT_DTYPES[weight_dtype])
+    if len(files) == 1:
+        return comfy.sd.load_diffusion_model(str(files[0]), model_options=options)
+    return load_shards([str(file) for file in files], options)
+
+
+def load_shards(files: list[str], model_options: dict[str, Any], disable_dynamic: bool = False) -> Any:
+    """A MODEL from several files; the host calls this again, by cached_patcher_init, for a second copy."""
+    state_dict: dict[str, torch.Tensor] = {}
+    for file in files:
+        state_dict.update(comfy.utils.load_torch_file(file))
+    accepted = inspect.signature(comfy.sd.load_diffusion_model_state_dict).parameters
+    dynamic = {"disable_dynamic": disable_dynamic} if "disable_dynamic" in accepted else {}
+    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=model_options, **dynamic)
+    model.cached_patcher_init = (load_shards, (files, model_options))
+    return model

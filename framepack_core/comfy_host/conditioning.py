@@ -1,0 +1,102 @@
+"""Conditionings of one section: the entries that hold for it, with what it sees packed in.
+
+Keys that our nodes add to CONDITIONING entries: framepack_history (PackedHistory), framepack_range
+(PromptRange), and core's own guidance and clip_vision_output.
+"""
+
+from typing import Any, NamedTuple
+
+from ..history import History
+from ..model.config import FramePackConfig
+from ..packing import PackedHistory
+from ..prompt_ranges import PromptRange, check_in_film, range_for
+from ..section_plan import Section
+from .native_model import HISTORY_KEY, FramePackModel
+
+RANGE_KEY = "framepack_range"
+Conditioning = list[list[Any]]
+
+
+class VisionOutput(NamedTuple):
+    """Vision features in the shape of core's CLIP_VISION_OUTPUT, as far as the model reads it."""
+
+    last_hidden_state: Any  # [B, tokens, width]
+
+
+def set_values(conditioning: Conditioning, values: dict[str, Any]) -> Conditioning:
+    """A copy whose entries have these keys; the given entries stay as they are."""
+    return [[entry[0], {**entry[1], **values}] for entry in conditioning]
+
+
+def section_conditioning(
+    conditioning: Conditioning, history: History, section: Section, packed: PackedHistory
+) -> Conditioning:
+    """Entries that hold for a section, each with the packed history and the start image's features."""
+    out = set_values(entries_for(conditioning, history, section), {HISTORY_KEY: packed})
+    if history.image_embeds is not None:
+        for entry in out:
+            entry[1].setdefault("clip_vision_output", VisionOutput(history.image_embeds))
+    return out
+
+
+def entries_for(conditioning: Conditioning, history: History, section: Section) -> Conditioning:
+    """Entries whose range covers the section best; those without a range where no range does."""
+    ranges = prompt_ranges(conditioning)
+    rest = [entry for entry in conditioning if RANGE_KEY not in entry[1]]
+    chosen = range_for(section, ranges, history.plan, bool(rest))
+    return rest if chosen is None else [entry for entry in conditioning if entry[1].get(RANGE_KEY) == chosen]
+
+
+def prompt_ranges(conditioning: Conditioning) -> list[PromptRange]:
+    """Ranges of the entries that have one, each once."""
+    return list(dict.fromkeys(entry[1][RANGE_KEY] for entry in conditioning if RANGE_KEY in entry[1]))
+
+
+def check_conditioning(conditioning: Conditioning, history: History, name: str) -> None:
+    """Raises ValueError for an empty conditioning, ranges outside the film, and missing vision features."""
+    if not conditioning:
+        raise ValueError(f"{name} is empty; connect FramePack Section Prompts or CLIP Text Encode.")
+    check_in_film(prompt_ranges(conditioning), history.plan)
+    has_vision = history.image_embeds is not None or all("clip_vision_output" in entry[1] for entry in conditioning)
+    if history.start_latent is not None and not has_vision:
+        raise ValueError(
+            "The film has a start image but no vision embedding of it; connect clip_vision_output of "
+            "FramePack Start Image to FramePack History (the model needs sigclip_vision_patch14_384)."
+        )
+
+
+def check_model(model: Any, conditionings: dict[str, Conditioning], history: History) -> None:
+    """Raises ValueError when MODEL is not FramePack, or encoders do not fit it; reads no weights."""
+    if not isinstance(model.model, FramePackModel):
+        raise ValueError(
+            f"The model is {type(model.model).__name__}, not FramePack; load a FramePack transformer with "
+            "Load FramePack Model or Load Diffusion Model."
+        )
+    sizes: FramePackConfig = model.model.diffusion_model.config
+    for name, conditioning in conditionings.items():
+        for cond, values in conditioning:
+            _check_width(name, "text features", cond, sizes.text_embed_dim, "llava_llama3")
+            _check_width(name, "pooled features", values.get("pooled_output"), sizes.pooled_projection_dim, "clip_l")
+            vision = values.get("clip_vision_output")
+            if vision is not None:
+                _check_vision(vision.last_hidden_state, sizes)
+    if history.image_embeds is not None:
+        _check_vision(history.image_embeds, sizes)
+
+
+def _check_width(name: str, what: str, features: Any, width: int, encoder: str) -> None:
+    got = None if features is None else features.shape[-1]
+    if got != width:
+        raise ValueError(
+            f"{name} has {what} of width {got}, this model needs {width}. Encode the prompt with DualCLIPLoader, "
+            f"type hunyuan_video, holding clip_l and llava_llama3 ({encoder} makes these), or with the encoders "
+            "that belong to this checkpoint."
+        )
+
+
+def _check_vision(features: Any, sizes: FramePackConfig) -> None:
+    if features.shape[-1] != sizes.image_proj_dim:
+        raise ValueError(
+            f"The vision embedding has width {features.shape[-1]}, this model needs {sizes.image_proj_dim}. "
+            "Load sigclip_vision_patch14_384 with Load CLIP Vision, or the encoder of this checkpoint."
+        )

@@ -1,0 +1,134 @@
+"""The host's samplers as the `denoise` of the section loop, with progress, previews and interrupts."""
+
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ..generate import Denoise, check_finite
+from ..guidance import rescaled_guidance
+from ..history import History, section_shape
+from ..packing import PackedHistory
+from ..schedule import section_noise
+from ..section_plan import Section
+from ..unipc import Solver, sample_flow_unipc
+from .conditioning import Conditioning, check_conditioning, check_model, section_conditioning
+
+
+class Sampling(NamedTuple):
+    """How sections are sampled."""
+
+    sampler: Any  # SAMPLER
+    sigmas: Tensor  # [steps + 1]
+    cfg: float
+    guidance_rescale: float
+
+
+class SectionNoise(NamedTuple):
+    """A NOISE socket's value that draws from the film's noise stream."""
+
+    history: History
+
+    @property
+    def seed(self) -> int:
+        return self.history.seed
+
+    def generate_noise(self, latent: dict) -> Tensor:
+        """Noise of the history's next section. Raises ValueError for a latent of another shape."""
+        shape, expected = tuple(latent["samples"].shape), section_shape(self.history)
+        if shape != expected:
+            raise ValueError(f"The latent is {shape}, the next section {expected}; use the one of Apply History.")
+        return section_noise(self.history)
+
+
+def unipc_sampler(solver: Solver = "bh1") -> Any:
+    """Our flow-UniPC as a SAMPLER."""
+    return comfy.samplers.KSAMPLER(sample_flow_unipc, {"solver": solver})
+
+
+def check_sampling(
+    model: Any, positive: Conditioning, negative: Conditioning | None, history: History, cfg: float
+) -> None:
+    """Everything that can be refused before weights are loaded. Raises ValueError."""
+    conditionings = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
+    for name, conditioning in conditionings.items():
+        check_conditioning(conditioning, history, name)
+    check_model(model, conditionings, history)
+    if cfg != 1.0 and negative is None:
+        raise ValueError(f"cfg is {cfg}, which needs a negative conditioning; connect one, or set cfg to 1.")
+    if history.next_section is None:
+        raise ValueError(f"The film already has all of its {len(history.sections)} sections; start a new history.")
+
+
+def host_denoise(
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    history: History,
+    sampling: Sampling,
+    sections: int,
+) -> Denoise:
+    """The callable for framepack_core.generate: one guider run of the host per section.
+
+    Each section is a sample() call of its own, so that caches of model patches start afresh.
+    """
+    steps = len(sampling.sigmas) - 1
+    progress = _Progress(model, history, steps, sections * steps)
+    if sampling.guidance_rescale > 0 and sampling.cfg != 1.0:
+        model = model.clone()
+        model.set_model_sampler_cfg_function(rescaled_guidance(sampling.guidance_rescale))
+
+    def denoise(section: Section, packed: PackedHistory, noise: Tensor) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        guider = comfy.samplers.CFGGuider(model)
+        conds = {"positive": section_conditioning(positive, history, section, packed)}
+        if negative is not None:
+            conds["negative"] = section_conditioning(negative, history, section, packed)
+        guider.inner_set_conds(conds)
+        guider.set_cfg(sampling.cfg)
+        return guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            sampling.sampler,
+            sampling.sigmas.clone(),  # core's uni_pc writes into them
+            callback=progress.callback(section),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=history.seed,
+        )
+
+    return denoise
+
+
+class _Progress:
+    """One bar over all sections and steps, with the section in the making as preview."""
+
+    def __init__(self, model: Any, history: History, steps: int, total: int) -> None:
+        self.plan = history.plan
+        self.first = history.draws
+        self.steps = steps
+        self.bar = comfy.utils.ProgressBar(total)
+        self.total = total
+        self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def callback(self, section: Section):
+        done = (section.number - self.first) * self.steps
+
+        def after_step(step: int, denoised: Tensor, _x: Tensor, _total_steps: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            check_finite(denoised, self.plan.name(section), step + 1)
+            preview = None
+            if self.previewer:
+                preview = self.previewer.decode_latent_to_preview_image("JPEG", film_strip(denoised))
+            self.bar.update_absolute(done + step + 1, self.total, preview)
+
+        return after_step
+
+
+def film_strip(latents: Tensor) -> Tensor:
+    """Frames of the first sample side by side, [B, C, T, H, W] -> [1, C, 1, H, T * W]; previewers show one frame."""
+    frames = latents[:1].movedim(2, 3)  # [1, C, H, T, W]
+    return frames.flatten(3).unsqueeze(2)
