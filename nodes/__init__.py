@@ -1,0 +1,28 @@
+"""Sockets and widgets; what they do is in framepack_core."""
+
+from .decode import FramePackDecode
+from .demo_loader import FramePackLoadDemo, register_folders
+from .history import FramePackAppendSection, FramePackApplyHistory, FramePackStartHistory
+from .model_loader import FramePackLoadModel
+from .prompts import FramePackSectionPrompts, FramePackSetRange
+from .sampler import FramePackSampler
+from .sampling_parts import FramePackSigmas, FramePackUniPC
+from .start_image import FramePackResolution, FramePackStartImage
+
+__all__ = ["NODES", "register_folders"]
+
+NODES = [
+    FramePackLoadModel,
+    FramePackLoadDemo,
+    FramePackSectionPrompts,
+    FramePackSetRange,
+    FramePackResolution,
+    FramePackStartImage,
+    FramePackStartHistory,
+    FramePackApplyHistory,
+    FramePackAppendSection,
+    FramePackUniPC,
+    FramePackSigmas,
+    FramePackSampler,
+    FramePackDecode,
+]

@@ -1,0 +1,68 @@
+"""Load FramePack Model: a transformer file or a set of shards -> MODEL."""
+
+import re
+from pathlib import Path, PurePath
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..framepack_core.comfy_host.checkpoints import WEIGHT_DTYPES, load_transformer
+from .schema import node_schema, widget
+
+FOLDER = "diffusion_models"
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+
+
+class FramePackLoadModel(io.ComfyNode):
+    """Core's "Load Diffusion Model" opens single files too; this one adds shards and says what a wrong file is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="FramePackNativeLoadModel",
+            display_name="Load FramePack Model",
+            description="Loads a FramePack or FramePack F1 transformer, from one file or from a folder of shards.",
+            search_aliases=["framepack", "load framepack", "hunyuan framepack", "F1"],
+            inputs=[
+                widget(
+                    io.Combo,
+                    "model_name",
+                    options=model_names(),
+                    tooltip="The transformer, from models/diffusion_models. A folder of shards is one entry. Choose "
+                    "FramePackI2V for backward films, FramePack F1 for forward ones.",
+                ),
+                widget(
+                    io.Combo,
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="Data type of the weights in memory. Leave at default; fp8 halves the memory of a bf16 "
+                    "file at some cost in quality, _fast also computes in fp8 on cards that can.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", display_name="model", tooltip="FramePack as an ordinary MODEL.")],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(load_transformer(model_path(model_name), weight_dtype))
+
+
+def model_names() -> list[str]:
+    """Files of models/diffusion_models, every shard set once, by its folder."""
+    names = [
+        PurePath(name).parent.as_posix() + "/" if _SHARD.search(name) else name
+        for name in folder_paths.get_filename_list(FOLDER)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def model_path(name: str) -> Path:
+    """Path of an entry of model_names. Raises FileNotFoundError when it is gone."""
+    if not name.endswith("/"):
+        return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    for root in folder_paths.get_folder_paths(FOLDER):
+        folder = Path(root) / name
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"The shard folder {name} is no longer in models/{FOLDER}; reload the node list.")

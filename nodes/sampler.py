@@ -1,0 +1,107 @@
+"""FramePack Sampler: all sections of a film."""
+
+from comfy_api.latest import io
+
+from ..framepack_core.comfy_host.section_denoiser import Sampling, check_sampling, host_denoise, unipc_sampler
+from ..framepack_core.generate import generate
+from ..framepack_core.history import film_latents
+from ..framepack_core.schedule import section_sigmas
+from .sampling_parts import shift_widget, steps_widget
+from .schema import History, node_schema, widget
+
+
+class FramePackSampler(io.ComfyNode):
+    """A loop over what FramePack Apply History, a sampler and FramePack Append Section do for one section."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="FramePackNativeSampler",
+            display_name="FramePack Sampler",
+            description="Makes the sections of a film that are still missing, one after the other.",
+            search_aliases=["framepack", "long video", "image to video", "F1"],
+            inputs=[
+                widget(io.Model, "model", tooltip="A FramePack model; LoRAs, caches and model patches apply."),
+                widget(io.Conditioning, "positive", tooltip="Prompts; ranges choose what holds for a section."),
+                widget(History, "history", tooltip="From FramePack History, or of an unfinished film to go on with."),
+                widget(
+                    io.Conditioning,
+                    "negative",
+                    optional=True,
+                    tooltip="What to keep away from. Needed and used only when cfg is above 1.",
+                ),
+                widget(
+                    io.Sampler, "sampler", optional=True, tooltip="Any sampler. Open: FramePack UniPC, as the original."
+                ),
+                widget(
+                    io.Sigmas,
+                    "sigmas",
+                    optional=True,
+                    tooltip="Any noise schedule. Open: FramePack's own for steps and shift; connected, those two "
+                    "widgets are not used.",
+                ),
+                steps_widget(),
+                widget(
+                    io.Float,
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Real classifier-free guidance, no unit. 1 is usual and skips the negative prompt; above "
+                    "1 every step takes twice as long.",
+                ),
+                widget(
+                    io.Float,
+                    "guidance_rescale",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="0 to 1: tames the contrast that a high cfg brings. Has no effect at cfg 1.",
+                ),
+                shift_widget(),
+                widget(
+                    io.Int,
+                    "max_sections",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    advanced=True,
+                    tooltip="Stop after this many sections; connect history to another sampler to go on. 0 makes all.",
+                ),
+            ],
+            outputs=[
+                History.Output("history_out", display_name="history"),
+                io.Latent.Output("latent", display_name="latent", tooltip="The film so far, in film order."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        history,
+        steps,
+        cfg,
+        guidance_rescale,
+        shift,
+        max_sections,
+        negative=None,
+        sampler=None,
+        sigmas=None,
+    ) -> io.NodeOutput:
+        check_sampling(model, positive, negative, history, cfg)
+        sampling = Sampling(
+            sampler=unipc_sampler() if sampler is None else sampler,
+            sigmas=section_sigmas(history, steps, shift) if sigmas is None else sigmas,
+            cfg=cfg,
+            guidance_rescale=guidance_rescale,
+        )
+        missing = len(history.sections) - history.draws
+        sections = min(max_sections, missing) if max_sections else missing
+        history = generate(history, host_denoise(model, positive, negative, history, sampling, sections), sections)
+        return io.NodeOutput(history, {"samples": film_latents(history)})
