@@ -27,9 +27,10 @@ class PromptRange(NamedTuple):
     unit: Unit
 
     def __str__(self) -> str:
-        mark = "s" if self.unit == "seconds" else ""
-        end = "" if self.end is None else f"{self.end:g}{mark}"
-        return f"[{self.start:g}{mark}-{end}]"
+        if self.unit == "seconds":
+            return f"[{self.start:g}s-{'' if self.end is None else f'{self.end:g}s'}]"
+        # as headers write it, with the last section included
+        return f"[{self.start:g}{'' if self.end is None else f'-{self.end - 1:g}'}]"
 
 
 class TimedPrompt(NamedTuple):
@@ -49,7 +50,7 @@ _HEADER = re.compile(
 def parse_prompts(text: str) -> list[TimedPrompt]:
     """Text of the prompts widget -> prompts with ranges.
 
-    Raises ValueError for empty text, an empty prompt, mixed units and inverted ranges; whether ranges overlap or
+    Raises ValueError for empty text, an empty prompt, mixed units, inverted and overlapping ranges; whether ranges
     leave the film is for check_in_film, which knows the film.
     """
     if not text.strip():
@@ -63,8 +64,10 @@ def parse_prompts(text: str) -> list[TimedPrompt]:
         raise ValueError(f"The prompt of {empty.range} is empty; write its text after the colon or delete the header.")
     elsewhere = _HEADER.sub("\n", text).strip()
     rest = [TimedPrompt(" ".join(elsewhere.split()), None)] if elsewhere else []
-    if len({prompt.range.unit for prompt in timed if prompt.range}) > 1:
+    ranges = [prompt.range for prompt in timed if prompt.range]
+    if len({prompt_range.unit for prompt_range in ranges}) > 1:
         raise ValueError("The prompts mix seconds and section numbers; write all headers in one unit.")
+    _check_overlaps(_placed([(r.start, r.end, r) for r in ranges if r.start >= 0], float("inf")))
     return rest + timed
 
 
@@ -78,7 +81,7 @@ def check_range(prompt_range: PromptRange) -> None:
 def check_in_film(ranges: Sequence[PromptRange], plan: SectionPlan) -> None:
     """Raises ValueError for ranges outside the film and for ranges that overlap in it."""
     count = len(plan.sections)
-    placed = _placed(ranges, plan)
+    placed = _in_film(ranges, plan)
     for start, _, prompt_range in placed:
         if not 0 <= start < count:
             raise ValueError(
@@ -88,14 +91,13 @@ def check_in_film(ranges: Sequence[PromptRange], plan: SectionPlan) -> None:
     _check_overlaps(placed)
 
 
-def in_sections(prompt_range: PromptRange, plan: SectionPlan) -> tuple[float, float]:
+def in_sections(prompt_range: PromptRange, plan: SectionPlan) -> tuple[float, float | None]:
     """Start and end of a range in sections of this film."""
-    count = len(plan.sections)
     scale = plan.section_seconds if prompt_range.unit == "seconds" else 1.0
     start = prompt_range.start / scale
     if start < 0:
-        start += count
-    return start, float(count) if prompt_range.end is None else prompt_range.end / scale
+        start += len(plan.sections)
+    return start, None if prompt_range.end is None else prompt_range.end / scale
 
 
 def range_for(section: Section, ranges: Sequence[PromptRange], plan: SectionPlan, has_rest: bool) -> PromptRange | None:
@@ -107,7 +109,7 @@ def range_for(section: Section, ranges: Sequence[PromptRange], plan: SectionPlan
     if not ranges:
         return None
     begin = plan.place(section)
-    placed = _placed(ranges, plan)
+    placed = _in_film(ranges, plan)
     best, best_cover = None, 0.0
     for start, end, prompt_range in placed:
         cover = min(end, begin + 1) - max(start, begin)
@@ -119,17 +121,24 @@ def range_for(section: Section, ranges: Sequence[PromptRange], plan: SectionPlan
     return earlier[-1] if earlier else placed[0][2]
 
 
-def _placed(ranges: Sequence[PromptRange], plan: SectionPlan) -> list[tuple[float, float, PromptRange]]:
-    """(start, end, range) in sections, by start; an open range ends where the next one starts."""
-    placed = sorted(((*in_sections(r, plan), r) for r in set(ranges)), key=lambda item: item[0])
-    starts = [start for start, _, _ in placed[1:]] + [float(len(plan.sections))]
+_Placed = tuple[float, float, PromptRange]
+
+
+def _in_film(ranges: Sequence[PromptRange], plan: SectionPlan) -> list[_Placed]:
+    return _placed([(*in_sections(r, plan), r) for r in dict.fromkeys(ranges)], float(len(plan.sections)))
+
+
+def _placed(ranges: Sequence[tuple[float, float | None, PromptRange]], film_end: float) -> list[_Placed]:
+    """(start, end, range) by start; an open range ends where the next one starts."""
+    placed = sorted(ranges, key=lambda item: item[0])
+    following = [start for start, _, _ in placed[1:]] + [film_end]
     return [
-        (start, following if prompt_range.end is None else end, prompt_range)
-        for (start, end, prompt_range), following in zip(placed, starts, strict=True)
+        (start, following[number] if end is None else end, prompt_range)
+        for number, (start, end, prompt_range) in enumerate(placed)
     ]
 
 
-def _check_overlaps(placed: Sequence[tuple[float, float, PromptRange]]) -> None:
+def _check_overlaps(placed: Sequence[_Placed]) -> None:
     for (begin, end, first), (start, _, second) in pairwise(placed):
         if start < end - _EPSILON or start == begin:
             raise ValueError(f"The prompt ranges {first} and {second} overlap; end the first where the second starts.")

@@ -38,10 +38,15 @@ def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
 def load_shards(files: list[str], model_options: dict[str, Any], disable_dynamic: bool = False) -> Any:
     """A MODEL from several files; the host calls this again, by cached_patcher_init, for a second copy."""
     state_dict: dict[str, torch.Tensor] = {}
+    metadata: dict[str, str] = {}
     for file in files:
-        state_dict.update(comfy.utils.load_torch_file(file))
-    accepted = inspect.signature(comfy.sd.load_diffusion_model_state_dict).parameters
-    dynamic = {"disable_dynamic": disable_dynamic} if "disable_dynamic" in accepted else {}
-    model = comfy.sd.load_diffusion_model_state_dict(state_dict, model_options=model_options, **dynamic)
+        tensors, entries = comfy.utils.load_torch_file(file, return_metadata=True)
+        state_dict.update(tensors)
+        metadata.update(entries or {})
+    load = comfy.sd.load_diffusion_model_state_dict
+    extra = {"metadata": metadata, "disable_dynamic": disable_dynamic}
+    known = inspect.signature(load).parameters  # ComfyUI up to 0.3.64 knows neither, up to 0.3.75 only the first
+    extra = {name: value for name, value in extra.items() if name in known}
+    model = load(state_dict, model_options=model_options, **extra)
     model.cached_patcher_init = (load_shards, (files, model_options))
     return model

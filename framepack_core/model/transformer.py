@@ -56,10 +56,10 @@ class FramePackTransformer(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, C, T, H, W] scaled noisy latents
-        timestep: Tensor,  # [B], sigma * 1000
+        timestep: Tensor,  # [B], sigma * 1000; rounded to the dtype of x
         context: Tensor,  # [B, Lt, text_embed_dim]
         y: Tensor,  # [B, pooled_projection_dim]
-        guidance: Tensor,  # [B], distilled guidance * 1000
+        guidance: Tensor,  # [B], distilled guidance * 1000; rounded likewise
         frame_indices: tuple[tuple[int, ...], ...],  # packing.FrameIndices
         history_1x: Tensor | None = None,  # [B, C, T1, H, W] scaled
         history_2x: Tensor | None = None,
@@ -74,6 +74,8 @@ class FramePackTransformer(nn.Module):
         Raises ValueError for odd latent sizes or indices that do not match the groups.
         """
         options = dict(transformer_options or {})
+        # the original feeds both in the compute dtype: in bf16 guidance 10 is 9984 and 883.5 is 884
+        timestep, guidance = timestep.to(x.dtype), guidance.to(x.dtype)
         if x.shape[-1] % PATCH or x.shape[-2] % PATCH:
             raise ValueError(f"Latents are {x.shape[-1]}x{x.shape[-2]}; both must be even (pixels a multiple of 16).")
         history = (history_1x, history_2x, history_4x)
