@@ -1,0 +1,187 @@
+"""Makes a film with this pack on a ComfyUI that it sets up itself: `python3 scripts/demo.py`.
+
+No model has to be downloaded: the film comes from a tiny checkpoint set, so that it shows in a minute, also on a CPU,
+that everything works - set-up, server, nodes, sections, decoding, the MP4 file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts import workflow
+from scripts.host_setup import ROOT, SetupError, prepare, run_to_end
+
+WORKFLOWS = {"backward": "image_to_video", "forward": "forward", "text": "text_to_video"}
+BASE = ROOT / ".host" / "demo"
+CHECKPOINT = "tiny"
+CHECKPOINT_FILES = ("transformer", "vae", "clip_l", "llama", "clip_vision")
+START_IMAGE = ROOT / "docs" / "start.png"
+SIZE = 128  # pixels; what the tiny checkpoint is made for
+BAR_WIDTH = 30
+
+
+def main() -> int:
+    """Reads the command line, sets up, and hands over to itself inside the host's interpreter."""
+    arguments = _arguments()
+    try:
+        if arguments.ready is None:
+            host = prepare(arguments.host)
+            command = [str(host.python), __file__, *sys.argv[1:], "--ready", str(host.comfyui)]
+            return run_to_end(command, host.environment())
+        return _film(arguments)
+    except (SetupError, OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped.\n")
+    return 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=Path, help="start image (default: one that the demo brings or draws)")
+    parser.add_argument("--prompt", default="a red ball bounces on a green meadow", help="one prompt for the film")
+    parser.add_argument("--prompts", type=Path, help="text file with section prompts, such as [0s-2s: ...]")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of the film (default 5)")
+    parser.add_argument("--mode", choices=WORKFLOWS, default="backward", help="order of sections, or no start image")
+    parser.add_argument("--out", type=Path, default=Path("framepack_demo.mp4"), help="file to write; never overwritten")
+    parser.add_argument("--host", type=Path, help="folder of the ComfyUI to use (default: the pinned one)")
+    parser.add_argument("--ready", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    for file in (arguments.image, arguments.prompts):
+        if file and not file.is_file():
+            parser.exit(1, f"{file} does not exist.\n")
+    if arguments.seconds <= 0:
+        parser.exit(1, "--seconds must be above 0.\n")
+    return arguments
+
+
+def _film(arguments: argparse.Namespace) -> int:
+    """Runs inside the host's interpreter."""
+    import av
+    import torch
+
+    from scripts.client import NodeError, ServerError
+    from scripts.server import ComfyServer
+
+    folder = BASE / "models" / "framepack_demo" / CHECKPOINT
+    _make_checkpoint(folder)
+    # Apple's GPU needs no flag either; without any GPU the server stops at its start unless it is told.
+    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    begun = time.monotonic()
+    try:
+        _say(f"Starting ComfyUI {'on the CPU' if cpu else 'on the GPU'}")
+        with ComfyServer(Path(sys.executable), arguments.ready, ROOT, base=BASE, cpu=cpu) as server:
+            start = None if arguments.mode == "text" else server.upload_image(arguments.image or _start_image())
+            prompt = _prompt(arguments, start)
+            prompt_id = server.queue(prompt)
+            sampling = time.monotonic()
+            _show_progress(server.events(prompt_id), prompt)
+            taken = time.monotonic() - sampling
+            films = [file for file in server.output_files(prompt_id) if file.filename.endswith(".mp4")]
+            content = server.view(films[0])
+    except NodeError as error:
+        sys.stderr.write(f"The film was not made: {error.message} ({error.node_type})\n")
+        return 1
+    except ServerError as error:
+        sys.stderr.write(f"The film was not made: {error}\n")
+        return 1
+    out = _free_name(arguments.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(content)
+    with av.open(str(out)) as container:
+        frames = sum(1 for _ in container.decode(video=0))
+        size = f"{container.streams.video[0].width}x{container.streams.video[0].height}"
+    total = time.monotonic() - begun
+    sys.stdout.write(
+        f"{out}: {frames} frames of {size}, made in {taken:.1f} s ({total:.1f} s with the server's start)\n"
+    )
+    return 0
+
+
+def _make_checkpoint(folder: Path) -> None:
+    if not all((folder / f"{name}.safetensors").is_file() for name in CHECKPOINT_FILES):
+        _say("Writing the tiny checkpoint set")
+        script = ROOT / "scripts" / "make_tiny_checkpoint.py"
+        command = [sys.executable, str(script), "--out", str(folder)]
+        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0:
+            raise SetupError(f"The tiny checkpoint set could not be written to {folder}, see the lines above.")
+
+
+def _prompt(arguments: argparse.Namespace, start_image: str | None) -> workflow.Prompt:
+    """The example workflow of the mode, on the tiny checkpoint and with what the command line says."""
+    text = arguments.prompts.read_text(encoding="utf-8") if arguments.prompts else arguments.prompt
+    name = WORKFLOWS[arguments.mode]
+    prompt = workflow.read(ROOT / "example_workflows" / "api" / f"{name}.json")
+    prompt = workflow.with_demo_loader(prompt, CHECKPOINT)
+    prompt = workflow.set_inputs(prompt, "FramePackNativeSectionPrompts", prompts=text)
+    history = {"total_second_length": arguments.seconds, "width": SIZE, "height": SIZE}
+    prompt = workflow.set_inputs(prompt, "FramePackNativeStartHistory", **history)
+    if start_image:
+        prompt = workflow.set_inputs(prompt, "LoadImage", image=start_image)
+        prompt = workflow.set_inputs(prompt, "FramePackNativeStartImage", resolution=SIZE)
+    return prompt
+
+
+def _start_image() -> Path:
+    """The picture that the pack ships, or else a ball on a meadow."""
+    if START_IMAGE.is_file():
+        return START_IMAGE
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (4 * SIZE, 4 * SIZE), (150, 200, 240))
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((0, 300, 4 * SIZE, 4 * SIZE), fill=(90, 160, 70))
+    draw.ellipse((176, 200, 336, 360), fill=(200, 40, 40), outline=(90, 10, 10), width=8)
+    draw.ellipse((216, 232, 256, 272), fill=(255, 180, 170))
+    path = BASE / "start.png"
+    picture.resize((SIZE, SIZE)).save(path)
+    return path
+
+
+def _show_progress(events: Iterable[Any], prompt: workflow.Prompt) -> None:
+    """Draws a bar with section, step and remaining time while sampling, and names the other long steps."""
+    (sampler,) = workflow.node_ids(prompt, "FramePackNativeSampler")
+    steps = prompt[sampler]["inputs"]["steps"]
+    terminal, begun, shown = sys.stderr.isatty(), time.monotonic(), 0
+    for event in events:
+        if event.type == "executing" and event.data.get("node") in prompt:
+            sys.stderr.write("\n" if terminal and shown else "")
+            shown, begun = 0, time.monotonic()
+            _say(prompt[event.data["node"]]["class_type"])
+        elif event.type == "progress" and event.data.get("node") == sampler and event.data["value"] >= 1:
+            value, total = int(event.data["value"]), int(event.data["max"])
+            section, step = divmod(value - 1, steps)
+            if not terminal and section + 1 == shown and value < total:
+                continue  # in a log, one line for each section and one for the end
+            shown = section + 1
+            remaining = (time.monotonic() - begun) / value * (total - value)
+            bar = "#" * (BAR_WIDTH * value // total)
+            where = f"section {shown}/{total // steps}, step {step + 1}/{steps}"
+            line = f"[{bar:<{BAR_WIDTH}}] {where}, {remaining:.0f} s left"
+            sys.stderr.write(f"\r{line:<100}" if terminal else f"{line}\n")
+            sys.stderr.flush()
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or with a number added to its name when that file exists."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return free
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text} ...\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
