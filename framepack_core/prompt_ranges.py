@@ -85,8 +85,8 @@ def check_in_film(ranges: Sequence[PromptRange], plan: SectionPlan) -> None:
     for start, _, prompt_range in placed:
         if not 0 <= start < count:
             raise ValueError(
-                f"The prompt range {prompt_range} lies outside the film, which has {count} sections "
-                f"(0 to {count - 1}) and {count * plan.section_seconds:.1f} s."
+                f"The prompt range {prompt_range} lies outside the film, whose sections are 0 to {count - 1} "
+                f"({count * plan.section_seconds:.1f} s)."
             )
     _check_overlaps(placed)
 

@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..framepack_core.comfy_host.checkpoint_set import load_checkpoint_set
-from .schema import node_schema, widget
+from .schema import check_choice, node_schema, widget
 
 FOLDER = "framepack_demo"
 NONE_FOUND = "none found in models/framepack_demo"
@@ -41,14 +41,9 @@ class FramePackLoadDemo(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        for root in folder_paths.get_folder_paths(FOLDER):
-            folder = Path(root) / checkpoint
-            if folder.is_dir():
-                return io.NodeOutput(*load_checkpoint_set(folder))
-        raise FileNotFoundError(
-            f"There is no checkpoint set '{checkpoint}' in models/{FOLDER}; write one with "
-            "scripts/make_tiny_checkpoint.py."
-        )
+        check_choice("checkpoint", checkpoint, set_names())
+        folders = [Path(root) / checkpoint for root in folder_paths.get_folder_paths(FOLDER)]
+        return io.NodeOutput(*load_checkpoint_set(next(folder for folder in folders if folder.is_dir())))
 
 
 def set_names() -> list[str]:

@@ -8,7 +8,7 @@ from ..framepack_core.constants import LATENT_WINDOW_SIZE, SECONDS, SIZE_MULTIPL
 from ..framepack_core.history import append_section, film_latents, new_history, section_shape
 from ..framepack_core.packing import pack_history
 from ..framepack_core.section_plan import Direction, parse_paddings, plan_film
-from .schema import History, node_schema, widget
+from .schema import History, check_choice, node_schema, widget
 
 MODES = {"backward (FramePack)": Direction.BACKWARD, "forward (F1)": Direction.FORWARD}
 
@@ -106,6 +106,7 @@ class FramePackStartHistory(io.ComfyNode):
         clip_vision_output=None,
         end_latent=None,
     ) -> io.NodeOutput:
+        check_choice("mode", mode, MODES)
         plan = plan_film(MODES[mode], total_second_length, latent_window_size, parse_paddings(latent_paddings))
         history = new_history(
             plan,

@@ -7,7 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..framepack_core.comfy_host.checkpoints import WEIGHT_DTYPES, load_transformer
-from .schema import node_schema, widget
+from .schema import check_choice, node_schema, widget
 
 FOLDER = "diffusion_models"
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
@@ -45,6 +45,8 @@ class FramePackLoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+        check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
+        check_choice("model_name", model_name, model_names())
         return io.NodeOutput(load_transformer(model_path(model_name), weight_dtype))
 
 

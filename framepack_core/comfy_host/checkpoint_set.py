@@ -115,8 +115,9 @@ def load_clip_vision(path: Path) -> comfy.clip_vision.ClipVisionModel:
         json_path = Path(folder) / "clip_vision.json"
         json_path.write_text(json.dumps(_vision_config(shapes, config)), encoding="utf-8")
         encoder = comfy.clip_vision.ClipVisionModel(str(json_path))
-    _check_keys(path, shapes, encoder.get_sd())
-    encoder.load_sd(comfy.utils.load_torch_file(str(path)))
+    # what the loading itself reports: with dynamic VRAM a layer has no weights to compare before it is loaded
+    missing, unexpected = encoder.load_sd(comfy.utils.load_torch_file(str(path)))
+    _check_fit(path, missing, unexpected)
     return encoder
 
 
@@ -134,7 +135,10 @@ def _describe(path: Path) -> tuple[Shapes, dict[str, Any] | None]:
 
 
 def _check_keys(path: Path, found: Iterable[str], expected: Iterable[str]) -> None:
-    missing, unexpected = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    _check_fit(path, sorted(set(expected) - set(found)), sorted(set(found) - set(expected)))
+
+
+def _check_fit(path: Path, missing: list[str], unexpected: list[str]) -> None:
     if missing or unexpected:
         raise RuntimeError(
             f"{path} does not fit its model: {len(missing)} tensors missing {missing[:3]}, "

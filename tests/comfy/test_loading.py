@@ -86,6 +86,15 @@ def test_other_models_are_named_before_loading(models, monkeypatch):
         FramePackLoadModel.execute("wan.safetensors", "default")
 
 
+@pytest.mark.parametrize(
+    ("model_name", "weight_dtype", "message"),
+    [("../secret.safetensors", "default", "model_name is '../secret"), ("x", "int3", "weight_dtype is 'int3'.*fp8")],
+)
+def test_values_outside_their_lists_are_refused(models, model_name, weight_dtype, message):
+    with pytest.raises(ValueError, match=message):
+        FramePackLoadModel.execute(model_name, weight_dtype)
+
+
 def test_a_folder_that_is_gone_is_named(models):
     with pytest.raises(FileNotFoundError, match="shard folder gone/ is no longer"):
         model_loader.model_path("gone/")

@@ -66,7 +66,7 @@ def test_the_range_that_covers_most_of_a_section_holds():
         ("[0-2: a][2: b]", r"\[0-2\] and \[2\] overlap"),
         ("[0s-3s: a][2s-4s: b]", r"\[0s-3s\] and \[2s-4s\] overlap"),
         ("[1: a][1: b]", r"\[1\] and \[1\] overlap"),
-        ("[5: a]", r"\[5\] lies outside the film, which has 5 sections \(0 to 4\) and 6.0 s"),
+        ("[5: a]", r"\[5\] lies outside the film, whose sections are 0 to 4 \(6.0 s\)"),
         ("[6s-8s: a]", "outside the film"),
         ("[-6: a]", "outside the film"),
         ("a\nb\nc\nd\ne\nf", "outside the film"),
