@@ -2,8 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..framepack_core.comfy_host.section_denoiser import Sampling, check_sampling, host_denoise, unipc_sampler
-from ..framepack_core.generate import generate
+from ..framepack_core.comfy_host.section_denoiser import Sampling, check_sampling, sample_sections, unipc_sampler
 from ..framepack_core.history import film_latents
 from ..framepack_core.schedule import section_sigmas
 from .sampling_parts import shift_widget, steps_widget
@@ -101,7 +100,6 @@ class FramePackSampler(io.ComfyNode):
             cfg=cfg,
             guidance_rescale=guidance_rescale,
         )
-        missing = len(history.sections) - history.draws
-        sections = min(max_sections, missing) if max_sections else missing
-        history = generate(history, host_denoise(model, positive, negative, history, sampling, sections), sections)
+        sections = max_sections or len(history.sections)
+        history = sample_sections(model, positive, negative, history, sampling, sections)
         return io.NodeOutput(history, {"samples": film_latents(history)})

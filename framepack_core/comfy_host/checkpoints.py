@@ -8,7 +8,8 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..model.checkpoint import check_header, find_files, read_header
+from ..model.checkpoint import check_header, find_files, known_direction, read_header
+from .conditioning import DIRECTION_ATTACHMENT
 from .detection import install_detection_hook
 
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
@@ -31,8 +32,13 @@ def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
     install_detection_hook()
     options = dict(WEIGHT_DTYPES[weight_dtype])
     if len(files) == 1:
-        return comfy.sd.load_diffusion_model(str(files[0]), model_options=options)
-    return load_shards([str(file) for file in files], options)
+        model = comfy.sd.load_diffusion_model(str(files[0]), model_options=options)
+    else:
+        model = load_shards([str(file) for file in files], options)
+    direction = known_direction(path.name)
+    if direction is not None:
+        model.set_attachments(DIRECTION_ATTACHMENT, (path.name, direction))
+    return model
 
 
 def load_shards(files: list[str], model_options: dict[str, Any], disable_dynamic: bool = False) -> Any:

@@ -14,6 +14,8 @@ from ..section_plan import Section
 from .native_model import HISTORY_KEY, FramePackModel
 
 RANGE_KEY = "framepack_range"
+DIRECTION_ATTACHMENT = "framepack_direction"
+"""On a MODEL whose checkpoint's direction is known: (file name, Direction)."""
 Conditioning = list[list[Any]]
 
 
@@ -66,12 +68,16 @@ def check_conditioning(conditioning: Conditioning, history: History, name: str) 
 
 
 def check_model(model: Any, conditionings: dict[str, Conditioning], history: History) -> None:
-    """Raises ValueError when MODEL is not FramePack, or encoders do not fit it; reads no weights."""
+    """Raises ValueError when MODEL is not FramePack or of the other direction, or encoders do not fit it.
+
+    Reads no weights.
+    """
     if not isinstance(model.model, FramePackModel):
         raise ValueError(
             f"The model is {type(model.model).__name__}, not FramePack; load a FramePack transformer with "
             "Load FramePack Model or Load Diffusion Model."
         )
+    _check_direction(model, history)
     sizes: FramePackConfig = model.model.diffusion_model.config
     for name, conditioning in conditionings.items():
         for cond, values in conditioning:
@@ -82,6 +88,15 @@ def check_model(model: Any, conditionings: dict[str, Conditioning], history: His
                 _check_vision(vision.last_hidden_state, sizes)
     if history.image_embeds is not None:
         _check_vision(history.image_embeds, sizes)
+
+
+def _check_direction(model: Any, history: History) -> None:
+    name, direction = model.attachments.get(DIRECTION_ATTACHMENT, (None, history.plan.direction))
+    if direction is not history.plan.direction:
+        raise ValueError(
+            f"{name} was made for {direction.value} films, but the film is {history.plan.direction.value}. Change the "
+            "mode of FramePack History or load the other checkpoint; rename the file if its name is wrong."
+        )
 
 
 def _check_width(name: str, what: str, features: Any, width: int, encoder: str) -> None:

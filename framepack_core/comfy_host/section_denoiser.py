@@ -9,7 +9,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..generate import Denoise, check_finite
+from ..generate import Denoise, check_finite, generate
 from ..guidance import rescaled_guidance
 from ..history import History, section_shape
 from ..packing import PackedHistory
@@ -62,6 +62,22 @@ def check_sampling(
         raise ValueError(f"cfg is {cfg}, which needs a negative conditioning; connect one, or set cfg to 1.")
     if history.next_section is None:
         raise ValueError(f"The film already has all of its {len(history.sections)} sections; start a new history.")
+
+
+def sample_sections(
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    history: History,
+    sampling: Sampling,
+    sections: int,
+) -> History:
+    """The history with up to `sections` more, and the memory of sampling given back however it ends."""
+    sections = min(sections, len(history.sections) - history.draws)
+    try:
+        return generate(history, host_denoise(model, positive, negative, history, sampling, sections), sections)
+    finally:
+        comfy.model_management.soft_empty_cache()
 
 
 def host_denoise(

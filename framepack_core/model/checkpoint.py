@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..section_plan import Direction
 from .config import FramePackConfig, read_config
 from .transformer import FramePackTransformer
 
@@ -88,6 +89,14 @@ def check_header(header: Header, name: str) -> FramePackConfig:
             "a shard is missing or the file was converted badly."
         )
     return config
+
+
+def known_direction(name: str) -> Direction | None:
+    """The direction a released checkpoint was made for, told by its file or folder name; None for other names."""
+    name = name.lower().replace("_", "").replace("-", "")
+    if "framepackf1" in name:
+        return Direction.FORWARD
+    return Direction.BACKWARD if "framepacki2v" in name else None
 
 
 def tensor_names(config: FramePackConfig) -> list[str]:

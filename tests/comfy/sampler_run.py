@@ -8,5 +8,7 @@ STEPS = 4
 def sample(tiny, positive, history, **changes):
     """(history, latent) of the sampler node on the tiny set."""
     widgets = {"steps": STEPS, "cfg": 1.0, "guidance_rescale": 0.0, "shift": 0.0, "max_sections": 0}
-    inputs = {"model": tiny.model, "positive": positive, "history": history}
-    return FramePackSampler.execute(**{**inputs, **widgets, **changes}).args
+    model = changes.pop("model", None) or tiny.model
+    return FramePackSampler.execute(
+        **{"model": model, "positive": positive, "history": history, **widgets, **changes}
+    ).args

@@ -100,6 +100,21 @@ def test_a_folder_that_is_gone_is_named(models):
         model_loader.model_path("gone/")
 
 
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("FramePack_F1_I2V_HY_fp8.safetensors", "forward", "backward"),
+        ("FramePackI2V_HY.safetensors", "backward", "forward"),
+    ],
+)
+def test_released_checkpoints_refuse_the_other_direction(models, weights, positive, new_film, file, right, wrong):
+    save_file(weights, models / file, metadata_of(CONFIG))
+    model = FramePackLoadModel.execute(file, "default").args[0]
+    assert sample(None, positive, new_film(right), model=model.clone(), steps=1)[0].next_section is None
+    with pytest.raises(ValueError, match=f"{file} was made for {right} films, but the film is {wrong}"):
+        sample(None, positive, new_film(wrong), model=model.clone())
+
+
 @pytest.mark.parametrize("weight_dtype", [name for name in checkpoints.WEIGHT_DTYPES if name != "default"])
 def test_fp8_weights_are_stored_and_run(models, weights, positive, new_film, tiny, weight_dtype):
     save_file(weights, models / "framepack.safetensors", metadata_of(CONFIG))

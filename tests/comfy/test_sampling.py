@@ -1,6 +1,8 @@
 """One primitive, two shells, and everything of the host's that should work on the MODEL."""
 
-import comfy.lora
+import gc
+import weakref
+
 import comfy.model_management
 import comfy.samplers
 import pytest
@@ -282,6 +284,29 @@ def test_interrupt_ends_the_run_and_the_next_works(tiny, positive, new_film, mon
     assert len(steps) <= 4
     monkeypatch.undo()
     assert torch.isfinite(sample(tiny, positive, new_film())[1]["samples"]).all()
+
+
+@pytest.mark.parametrize("ending", [ValueError, comfy.model_management.InterruptProcessingException, None])
+def test_memory_is_given_back_however_sampling_ends(tiny, positive, new_film, monkeypatch, ending):
+    emptied = []
+    monkeypatch.setattr(comfy.model_management, "soft_empty_cache", lambda *_, **__: emptied.append(1))
+    model = tiny.model.clone()
+    states = []
+
+    def stop(run, *args, **kwargs):
+        states.append(weakref.ref(args[0]))
+        if ending and len(states) == 6:
+            raise ending("stop")
+        return run(*args, **kwargs)
+
+    model.add_wrapper_with_key("apply_model", "stop", stop)
+    try:
+        sample(tiny, positive, new_film(), model=model)
+    except (ValueError, comfy.model_management.InterruptProcessingException):
+        pass
+    gc.collect()
+    assert emptied
+    assert not any(state() is not None for state in states), "latents of the run are still alive"
 
 
 def test_nan_stops_at_its_step(tiny, positive, new_film):
