@@ -92,9 +92,7 @@ def _film(arguments: argparse.Namespace) -> int:
     except ServerError as error:
         sys.stderr.write(f"The film was not made: {error}\n")
         return 1
-    out = _free_name(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(content)
+    out = save_film(content, arguments.out, BASE / "output" / films[0].subfolder / films[0].filename)
     with av.open(str(out)) as container:
         frames = sum(1 for _ in container.decode(video=0))
         size = f"{container.streams.video[0].width}x{container.streams.video[0].height}"
@@ -167,6 +165,25 @@ def _show_progress(events: Iterable[Any], prompt: workflow.Prompt) -> None:
             line = f"[{bar:<{BAR_WIDTH}}] {where}, {remaining:.0f} s left"
             sys.stderr.write(f"\r{line:<100}" if terminal else f"{line}\n")
             sys.stderr.flush()
+
+
+def save_film(content: bytes, wanted: Path, kept: Path) -> Path:
+    """Writes the film under a name that is free and returns it; `kept` is where the server has it.
+
+    SetupError when the disk is full or the folder cannot be written; nothing half written stays.
+    """
+    out = _free_name(wanted)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(out)
+    except OSError as error:
+        raise SetupError(f"{out} could not be written: {error.strerror}. The film is whole in {kept}.") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
+    return out
 
 
 def _free_name(path: Path) -> Path:
