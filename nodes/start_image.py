@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..framepack_core.buckets import nearest_bucket
 from ..framepack_core.comfy_host.frames import encode_start
-from ..framepack_core.constants import RESOLUTION
+from ..framepack_core.constants import PIXELS_PER_LATENT, RESOLUTION
 from .schema import node_schema, widget
 
 
@@ -69,6 +69,12 @@ class FramePackStartImage(io.ComfyNode):
                     optional=True,
                     tooltip="sigclip_vision_patch14_384. Leave open for an end image.",
                 ),
+                widget(
+                    io.Latent,
+                    "like",
+                    optional=True,
+                    tooltip="For an end image: the start latent, whose size it then takes instead of its own.",
+                ),
                 resolution_widget(),
             ],
             outputs=[
@@ -81,7 +87,10 @@ class FramePackStartImage(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, image, vae, resolution: int, clip_vision=None) -> io.NodeOutput:
-        height, width = nearest_bucket(image.shape[1], image.shape[2], resolution)
+    def execute(cls, image, vae, resolution: int, clip_vision=None, like=None) -> io.NodeOutput:
+        if like is None:
+            height, width = nearest_bucket(image.shape[1], image.shape[2], resolution)
+        else:
+            height, width = (side * PIXELS_PER_LATENT for side in like["samples"].shape[-2:])
         start = encode_start(image, vae, clip_vision, height, width)
         return io.NodeOutput({"samples": start.latent}, start.vision, start.image, width, height)

@@ -60,14 +60,15 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
                 "FramePack Apply History, or use FramePack Sampler."
             )
         _check_size(packed, kwargs["noise"])
-        for name in HISTORY_RATES:
-            out[name] = comfy.conds.CONDRegular(self.process_latent_in(getattr(packed, name)))
+        for name in HISTORY_RATES:  # to the device here: once a section, not once a step
+            history = self.process_latent_in(getattr(packed, name).to(kwargs["device"]))
+            out[name] = comfy.conds.CONDRegular(history)
         out["frame_indices"] = comfy.conds.CONDConstant(packed.indices)
         guidance = TIMESTEP_SCALE * kwargs.get("guidance", GUIDANCE)
         out["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
         vision = kwargs.get("clip_vision_output")
         if vision is not None:
-            out["image_embeds"] = comfy.conds.CONDRegular(vision.last_hidden_state)
+            out["image_embeds"] = comfy.conds.CONDRegular(vision.last_hidden_state.to(kwargs["device"]))
         return out
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict:

@@ -1,5 +1,6 @@
 """The host's samplers as the `denoise` of the section loop, with progress, previews and interrupts."""
 
+import logging
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -17,6 +18,8 @@ from ..schedule import section_noise
 from ..section_plan import Section
 from ..unipc import Solver, sample_flow_unipc
 from .conditioning import Conditioning, check_conditioning, check_model, section_conditioning
+
+logger = logging.getLogger(__name__)
 
 
 class Sampling(NamedTuple):
@@ -74,6 +77,14 @@ def sample_sections(
 ) -> History:
     """The history with up to `sections` more, and the memory of sampling given back however it ends."""
     sections = min(sections, len(history.sections) - history.draws)
+    logger.info(
+        "FramePack: %d of %d %s sections, %d latent frames each, %d steps",
+        sections,
+        len(history.sections),
+        history.plan.direction.value,
+        history.plan.window,
+        len(sampling.sigmas) - 1,
+    )
     try:
         return generate(history, host_denoise(model, positive, negative, history, sampling, sections), sections)
     finally:

@@ -25,6 +25,13 @@ def test_start_image_gives_all_that_a_film_starts_with(tiny):
     assert vision.last_hidden_state.shape == (2, 16, 36)
 
 
+def test_end_images_take_the_size_of_the_start(tiny):
+    start = FramePackStartImage.execute(torch.rand(1, 90, 160, 3), tiny.vae, 64).args
+    end = FramePackStartImage.execute(torch.rand(1, 100, 50, 3), tiny.vae, 64, like=start[0]).args
+    assert end[0]["samples"].shape == start[0]["samples"].shape
+    assert end[3:] == start[3:]
+
+
 def test_every_image_of_a_batch_is_a_film_of_its_own(tiny):
     image = torch.rand(2, 64, 64, 3)
     both = encode_start(image, tiny.vae, None, 64, 64).latent

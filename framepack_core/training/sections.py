@@ -1,0 +1,221 @@
+"""Training examples: sections cut from clips, with the history that inference would have when it makes them.
+
+Nothing is packed here. A batch of examples is a batch of films that have been made up to one section, as a History
+whose tensors lie where the clips are, and framepack_core.packing packs it; so plan, padding, zeros and indices are
+those of inference. The frame indices of one call of the transformer are shared by its samples, hence one layout per
+batch, and one length of prompt: masks would cost the fast attention kernels.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..constants import LATENT_SCALE
+from ..history import VERSION, History
+from ..packing import PackedHistory, pack_history
+from ..section_plan import Direction, Section, SectionPlan, plan_backward, plan_forward
+from .clips import Clips, Prompts
+from .velocity import Conditions
+
+
+class Layout(NamedTuple):
+    """One section of a plan: what the examples of a batch have in common."""
+
+    plan: SectionPlan
+    section: Section
+
+
+class Cut(NamedTuple):
+    """Where B examples of one layout come from; all on the CPU, [B]."""
+
+    clips: Tensor
+    begins: Tensor  # the section of the clip at which its film begins
+    wordings: Tensor
+
+
+class Batch(NamedTuple):
+    """Examples of one layout."""
+
+    conditions: Conditions
+    latents: Tensor  # [B, 16, window, h, w] float32, unscaled: what is to be made
+
+
+class Given(NamedTuple):
+    """Which conditions a batch has; without a start image it is text-to-video."""
+
+    text: bool = True
+    start: bool = True
+    end: bool = False
+
+
+class Generators(NamedTuple):
+    """Sources of chance: which examples (CPU, the same on every machine), and noise (where the model is)."""
+
+    choices: torch.Generator
+    noise: torch.Generator
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How batches are drawn. Chances are 0..1 and hold for a whole batch, except noisy_histories (samples)."""
+
+    layouts: tuple[tuple[Layout, ...], ...]  # the batches of a step take turns among these, say one per direction
+    batch: int = 64  # examples of one layout
+    batches: int = 4  # layouts per step
+    drop_text: float = 0.1
+    drop_start: float = 0.1
+    give_end: float = 0.0
+    noisy_histories: float = 0.7
+    history_noise: float = 0.1  # most of it, as a part of the spread of scaled latents
+
+
+def usual_layouts(direction: Direction, sections: int, window: int) -> tuple[Layout, ...]:
+    """Every section of every film of up to this many sections, each once.
+
+    Backward sections differ with the length of their film (padding, number of sections made), forward ones do not.
+    """
+    plan_of = {Direction.BACKWARD: plan_backward, Direction.FORWARD: plan_forward}[direction]
+    plans = [plan_of(count, window) for count in range(1, sections + 1)]
+    layouts: dict[Section, Layout] = {}
+    for plan in plans:
+        for section in plan.sections:
+            layouts.setdefault(section, Layout(plan, section))
+    return tuple(layouts.values())
+
+
+def draw_batches(clips: Clips, prompts: Prompts, drawing: Drawing, generators: Generators) -> list[Batch]:
+    """The batches of one training step. Raises ValueError when no clip is long enough for a layout."""
+    out = []
+    for number in range(drawing.batches):
+        layouts = drawing.layouts[number % len(drawing.layouts)]
+        layout = layouts[_below(len(layouts), generators.choices)]
+        cut = draw_cut(clips, prompts, layout, drawing.batch, generators.choices)
+        given = _draw_given(clips, layout, cut, drawing, generators.choices)
+        history = film_so_far(clips, layout, cut, given)
+        noisy = add_drift(history, drawing.noisy_histories, drawing.history_noise, generators.noise)
+        out.append(make_batch(clips, prompts, layout, cut, given, noisy))
+    return out
+
+
+def draw_cut(clips: Clips, prompts: Prompts, layout: Layout, batch: int, generator: torch.Generator) -> Cut:
+    """Examples whose prompts have one length; over many draws each (clip, begin, wording) is as likely as any other.
+
+    Raises ValueError when no clip is long enough.
+    """
+    lengths = _prompt_lengths(clips, prompts, layout)  # [N, begins, V]
+    flat = lengths.flatten()
+    usable = flat.nonzero().squeeze(1)
+    if not len(usable):
+        raise ValueError(
+            f"No clip has {len(layout.plan.sections)} sections; the longest has {int(clips.sections.max())}. "
+            "Train on layouts of shorter films, or on longer clips."
+        )
+    length = flat[usable[_below(len(usable), generator)]]
+    alike = (flat == length).nonzero().squeeze(1)
+    chosen = alike[torch.randint(len(alike), (batch,), generator=generator)]
+    return Cut(*torch.unravel_index(chosen, lengths.shape))
+
+
+def make_batch(
+    clips: Clips, prompts: Prompts, layout: Layout, cut: Cut, given: Given, history: History | None = None
+) -> Batch:
+    """Examples as the model sees them; history stands in for the true film so far."""
+    device = clips.latents.device
+    history = film_so_far(clips, layout, cut, given) if history is None else history
+    place = layout.plan.place(layout.section)
+    rows = clips.texts[cut.clips, cut.begins + place, cut.wordings]
+    rows = rows if given.text else torch.full_like(rows, prompts.empty)
+    length = int(prompts.lengths[rows[0]])
+    rows = rows.to(device, non_blocking=True)
+    conditions = Conditions(
+        packed=pack_there(history, layout.section),
+        context=prompts.features[rows, :length],
+        pooled=prompts.pooled[rows],
+        image_embeds=history.image_embeds,
+    )
+    return Batch(conditions, read_section(clips, cut, place, layout.plan.window))
+
+
+def film_so_far(clips: Clips, layout: Layout, cut: Cut, given: Given) -> History:
+    """The films at the moment before their section is made, on the device of the clips.
+
+    Sections out of the section's sight are left out; packing gives the same without them.
+    """
+    plan, section = layout
+    made = {plan.place(earlier) for earlier in plan.sections[: section.number]}
+    streams = (section.history_1x, section.history_2x, section.history_4x)
+    seen = {frame // plan.window for stream in streams for frame in stream.frames}
+    sections = [
+        read_section(clips, cut, place, plan.window) if place in made & seen else None
+        for place in range(len(plan.sections))
+    ]
+    device = clips.latents.device
+    rows, begins = cut.clips.to(device, non_blocking=True), cut.begins.to(device, non_blocking=True)
+    height, width = clips.latents.shape[-2:]
+    return History(
+        version=VERSION,
+        plan=plan,
+        seed=0,
+        shape=(len(cut.clips), height, width),
+        sections=tuple(sections),
+        start_latent=_still(clips, rows, begins) if given.start else None,
+        end_latent=_still(clips, rows, begins + len(plan.sections)) if given.end else None,
+        image_embeds=clips.vision[rows, begins] if given.start else None,
+    )
+
+
+def add_drift(history: History, share: float, most: float, generator: torch.Generator) -> History:
+    """Noise on the sections made, of 0 to `most` times the spread of latents, in this share of the films.
+
+    Inference looks back at its own mistakes, training at the truth; the images stay as they are.
+    """
+    device, batch = generator.device, history.shape[0]
+    level = torch.rand(batch, generator=generator, device=device) * (most / LATENT_SCALE)
+    level = level * (torch.rand(batch, generator=generator, device=device) < share)
+    level = level.view(-1, 1, 1, 1, 1)
+    sections = [
+        None if made is None else made + level * torch.randn(made.shape, generator=generator, device=device)
+        for made in history.sections
+    ]
+    return history._replace(sections=tuple(sections))
+
+
+def pack_there(history: History, section: Section) -> PackedHistory:
+    """packing.pack_history of a history that lies on any device, and stays there."""
+    tensors = [*history.sections, history.start_latent, history.end_latent]
+    device = next((tensor.device for tensor in tensors if tensor is not None), torch.device("cpu"))
+    with device:
+        return pack_history(history, section)
+
+
+def read_section(clips: Clips, cut: Cut, place: int, window: int) -> Tensor:
+    """Section `place` of each film, [B, 16, window, h, w] float32."""
+    device = clips.latents.device
+    frames = 1 + (cut.begins.unsqueeze(1) + place) * window + torch.arange(window)  # [B, window]
+    rows = cut.clips.unsqueeze(1)
+    picked = clips.latents[rows.to(device, non_blocking=True), :, frames.to(device, non_blocking=True)]
+    return picked.transpose(1, 2).float()  # from [B, window, 16, h, w]
+
+
+def _still(clips: Clips, rows: Tensor, borders: Tensor) -> Tensor:
+    return clips.stills[rows, borders].unsqueeze(2).float()  # [B, 16, 1, h, w]
+
+
+def _prompt_lengths(clips: Clips, prompts: Prompts, layout: Layout) -> Tensor:
+    """Tokens of the section's prompt in films that begin at any still, [N, begins, V]; 0 where they do not fit."""
+    count, place = len(layout.plan.sections), layout.plan.place(layout.section)
+    begins = max(min(clips.stills.shape[1], clips.texts.shape[1] - count + 1), 0)
+    fits = torch.arange(begins) + count <= clips.sections.unsqueeze(1)  # [N, begins]
+    return prompts.lengths[clips.texts[:, place : place + begins]] * fits.unsqueeze(-1)
+
+
+def _draw_given(clips: Clips, layout: Layout, cut: Cut, drawing: Drawing, generator: torch.Generator) -> Given:
+    text, start, end = torch.rand(3, generator=generator).tolist()
+    has_end = int(cut.begins.max()) + len(layout.plan.sections) < clips.stills.shape[1]
+    return Given(text >= drawing.drop_text, start >= drawing.drop_start, has_end and end < drawing.give_end)
+
+
+def _below(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
