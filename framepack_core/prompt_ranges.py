@@ -40,6 +40,7 @@ class TimedPrompt(NamedTuple):
     range: PromptRange | None
 
 
+_ALMOST_HEADER = re.compile(r"\[\s*-?\d[\d\s.s-]*:")
 _EPSILON = 1e-6  # of a section; ranges in seconds seldom meet section borders exactly
 
 _HEADER = re.compile(
@@ -56,13 +57,18 @@ def parse_prompts(text: str) -> list[TimedPrompt]:
     if not text.strip():
         raise ValueError("The prompt list is empty; write at least one prompt.")
     headers = list(_HEADER.finditer(text))
-    if not headers:
+    if not headers and not _ALMOST_HEADER.search(text):
         return _lines(text)
     timed = [TimedPrompt(match["text"].strip(), _range(match)) for match in headers]
     empty = next((prompt for prompt in timed if not prompt.text), None)
     if empty is not None:
         raise ValueError(f"The prompt of {empty.range} is empty; write its text after the colon or delete the header.")
     elsewhere = _HEADER.sub("\n", text).strip()
+    if _ALMOST_HEADER.search(elsewhere):
+        raise ValueError(
+            f"'{_ALMOST_HEADER.findall(elsewhere)[0]}' is no range; write [0s-2s: text], [2: text], [2-4: text] or "
+            "[-1: text]."
+        )
     rest = [TimedPrompt(" ".join(elsewhere.split()), None)] if elsewhere else []
     ranges = [prompt.range for prompt in timed if prompt.range]
     if len({prompt_range.unit for prompt_range in ranges}) > 1:
@@ -161,6 +167,9 @@ def _range(match: re.Match[str]) -> PromptRange:
         end = float(match["end"]) + 1 if match["end"] else None
         found = PromptRange(start, end, "sections")
     check_range(found)
+    if start < 0 and found.end is not None:
+        header = match[0].split(":")[0]
+        raise ValueError(f"The prompt range {header}] counts from the end of the film and takes one number.")
     if found.unit == "seconds" and start < 0:
         raise ValueError(f"The prompt range {found} starts before the film; seconds are 0 or more.")
     return found

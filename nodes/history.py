@@ -39,7 +39,8 @@ class FramePackStartHistory(io.ComfyNode):
                     min=0.1,
                     max=3600.0,
                     step=0.1,
-                    tooltip="Length in seconds at 30 frames per second, rounded to whole sections (1.2 s each).",
+                    tooltip="Length in seconds at 30 frames per second, rounded to whole sections (of 1.2 s at "
+                    "window 9).",
                 ),
                 widget(
                     io.Int,

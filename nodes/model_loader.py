@@ -1,7 +1,7 @@
 """Load FramePack Model: a transformer file or a set of shards -> MODEL."""
 
 import re
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
@@ -10,7 +10,7 @@ from ..framepack_core.comfy_host.checkpoints import WEIGHT_DTYPES, load_transfor
 from .schema import check_choice, node_schema, widget
 
 FOLDER = "diffusion_models"
-_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+_SHARD_NUMBER = re.compile(r"-\d+-of-(?=\d+\.safetensors$)")
 
 
 class FramePackLoadModel(io.ComfyNode):
@@ -21,15 +21,15 @@ class FramePackLoadModel(io.ComfyNode):
         return node_schema(
             node_id="FramePackNativeLoadModel",
             display_name="Load FramePack Model",
-            description="Loads a FramePack or FramePack F1 transformer, from one file or from a folder of shards.",
+            description="Loads a FramePack or FramePack F1 transformer, from one file or a set of shards.",
             search_aliases=["framepack", "load framepack", "hunyuan framepack", "F1"],
             inputs=[
                 widget(
                     io.Combo,
                     "model_name",
                     options=model_names(),
-                    tooltip="The transformer, from models/diffusion_models. A folder of shards is one entry. Choose "
-                    "FramePackI2V for backward films, FramePack F1 for forward ones.",
+                    tooltip="The transformer, from models/diffusion_models. Of a set of shards, the first stands for all. "
+                    "Choose FramePackI2V for backward films, FramePack F1 for forward ones.",
                 ),
                 widget(
                     io.Combo,
@@ -47,24 +47,13 @@ class FramePackLoadModel(io.ComfyNode):
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         check_choice("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         check_choice("model_name", model_name, model_names())
-        return io.NodeOutput(load_transformer(model_path(model_name), weight_dtype))
+        path = Path(folder_paths.get_full_path_or_raise(FOLDER, model_name))
+        return io.NodeOutput(load_transformer(path, weight_dtype))
 
 
 def model_names() -> list[str]:
-    """Files of models/diffusion_models, every shard set once, by its folder."""
-    names = [
-        PurePath(name).parent.as_posix() + "/" if _SHARD.search(name) else name
-        for name in folder_paths.get_filename_list(FOLDER)
-    ]
-    return list(dict.fromkeys(names))
-
-
-def model_path(name: str) -> Path:
-    """Path of an entry of model_names. Raises FileNotFoundError when it is gone."""
-    if not name.endswith("/"):
-        return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
-    for root in folder_paths.get_folder_paths(FOLDER):
-        folder = Path(root) / name
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"The shard folder {name} is no longer in models/{FOLDER}; reload the node list.")
+    """Files of models/diffusion_models; of a set of shards, only the first."""
+    names: dict[str, str] = {}
+    for name in sorted(folder_paths.get_filename_list(FOLDER)):
+        names.setdefault(_SHARD_NUMBER.sub("-", name), name)
+    return list(names.values())

@@ -92,7 +92,8 @@ class FramePackSetRange(io.ComfyNode):
                     min=0.0,
                     max=10000.0,
                     step=0.1,
-                    tooltip="Where it ends, in the unit below, not included. 0 lasts to the end of the film.",
+                    tooltip="Where it ends, in the unit below, not included. 0 lasts to the next range or to the "
+                    "end of the film.",
                 ),
                 widget(
                     io.Combo,

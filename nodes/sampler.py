@@ -93,7 +93,7 @@ class FramePackSampler(io.ComfyNode):
         sampler=None,
         sigmas=None,
     ) -> io.NodeOutput:
-        check_sampling(model, positive, negative, history, cfg)
+        check_sampling(model, positive, negative, history, cfg, guidance_rescale)
         sampling = Sampling(
             sampler=unipc_sampler() if sampler is None else sampler,
             sigmas=section_sigmas(history, steps, shift) if sigmas is None else sigmas,

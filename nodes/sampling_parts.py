@@ -31,7 +31,7 @@ def shift_widget():
         step=0.01,
         advanced=True,
         tooltip="Flow shift, no unit: higher spends more steps on motion and layout. 0 takes what the size asks for "
-        "(7 from about 480x480 up, less below).",
+        "(7 from 512x512 up, less below).",
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from ..constants import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from ..model.checkpoint import read_header
 from ..model.config import METADATA_KEY
-from .detection import install_detection_hook
+from .checkpoints import load_transformer
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -49,9 +49,8 @@ def load_checkpoint_set(folder: Path) -> CheckpointSet:
     llama = _existing(folder / "llama.safetensors", "the LLaMA text encoder (CLIP)")
     vae = _existing(folder / "vae.safetensors", "the HunyuanVideo VAE (VAE)")
     clip_vision = _existing(folder / "clip_vision.safetensors", "the SigLIP vision encoder (CLIP_VISION)")
-    install_detection_hook()
     return CheckpointSet(
-        model=comfy.sd.load_diffusion_model(str(transformer)),
+        model=load_transformer(transformer),
         clip=load_text_encoders(clip_l, llama),
         vae=load_vae(vae),
         clip_vision=load_clip_vision(clip_vision),

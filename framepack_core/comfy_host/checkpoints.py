@@ -22,7 +22,7 @@ WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
 
 
 def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
-    """A MODEL from a file, a shard index, a shard folder or an HF snapshot folder.
+    """A MODEL from a file, one of its shards, a shard index or folder, or an HF snapshot folder.
 
     Raises FileNotFoundError for missing shards, ValueError for a file that is cut off or not FramePack,
     both before any weight is read.
@@ -35,7 +35,8 @@ def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
         model = comfy.sd.load_diffusion_model(str(files[0]), model_options=options)
     else:
         model = load_shards([str(file) for file in files], options)
-    direction = known_direction(path.name)
+    # shards have names that say nothing, in folders that do: models--lllyasviel--FramePackI2V_HY/snapshots/0123/...
+    direction = known_direction("/".join(path.parts[-4:]))
     if direction is not None:
         model.set_attachments(DIRECTION_ATTACHMENT, (path.name, direction))
     return model

@@ -1,6 +1,6 @@
 """Make core's own loaders recognise FramePack checkpoints.
 
-The one permitted host patch (design/host.md 1.2): additive and idempotent. A config class is appended to
+The only host patch of the pack: additive and idempotent. A config class is appended to
 comfy.supported_models.models, and comfy.model_detection.detect_unet_config is wrapped so that state dicts
 with FramePack's marker tensors get our config; all others go to the original unchanged.
 """

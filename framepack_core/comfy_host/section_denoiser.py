@@ -54,7 +54,12 @@ def unipc_sampler(solver: Solver = "bh1") -> Any:
 
 
 def check_sampling(
-    model: Any, positive: Conditioning, negative: Conditioning | None, history: History, cfg: float
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    history: History,
+    cfg: float,
+    guidance_rescale: float = 0.0,
 ) -> None:
     """Everything that can be refused before weights are loaded. Raises ValueError."""
     conditionings = {"positive": positive} if negative is None else {"positive": positive, "negative": negative}
@@ -63,6 +68,11 @@ def check_sampling(
     check_model(model, conditionings, history)
     if cfg != 1.0 and negative is None:
         raise ValueError(f"cfg is {cfg}, which needs a negative conditioning; connect one, or set cfg to 1.")
+    if _rescales(cfg, guidance_rescale) and "sampler_cfg_function" in model.model_options:
+        raise ValueError(
+            "The model already has a cfg function from another node (RescaleCFG or the like), which guidance_rescale "
+            "would replace; set guidance_rescale to 0 or take that node off."
+        )
     if history.next_section is None:
         raise ValueError(f"The film already has all of its {len(history.sections)} sections; start a new history.")
 
@@ -105,7 +115,7 @@ def host_denoise(
     """
     steps = len(sampling.sigmas) - 1
     progress = _Progress(model, history, steps, sections * steps)
-    if sampling.guidance_rescale > 0 and sampling.cfg != 1.0:
+    if _rescales(sampling.cfg, sampling.guidance_rescale):
         model = model.clone()
         model.set_model_sampler_cfg_function(rescaled_guidance(sampling.guidance_rescale))
 
@@ -128,6 +138,10 @@ def host_denoise(
         )
 
     return denoise
+
+
+def _rescales(cfg: float, guidance_rescale: float) -> bool:
+    return guidance_rescale > 0 and cfg != 1.0
 
 
 class _Progress:

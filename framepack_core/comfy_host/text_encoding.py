@@ -48,7 +48,7 @@ def encode_prompt(clip: Any, text: str) -> Conditioning:
 def check_tokens(template: list[int]) -> None:
     """Raises ValueError when the template's tokens are not where LLaMA 3 puts them.
 
-    ComfyUI up to 0.3.75 with transformers 5 splits the template wrongly and says nothing (design/host.md 3.1).
+    ComfyUI up to 0.3.75 with transformers 5 splits the template wrongly and says nothing.
     """
     if len(template) < TEMPLATE_TOKENS or any(template[at] != _NEWLINES for at in _NEWLINES_AT):
         raise ValueError(

@@ -25,14 +25,14 @@ class Header(NamedTuple):
 
 
 def find_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint given as a file, a shard index, a shard folder or an HF snapshot.
+    """Files of a checkpoint that is given as a file, one of its shards, a shard index or folder, or an HF snapshot.
 
     Raises FileNotFoundError naming a missing shard, or a folder without a checkpoint.
     """
     if path.name.endswith(".index.json"):
         return _indexed_files(path)
     if path.is_file():
-        return [path]
+        return _complete([path])
     if not path.is_dir():
         raise FileNotFoundError(f"There is no FramePack checkpoint at {path}.")
     indices = sorted(path.glob("*.safetensors.index.json"))
@@ -92,7 +92,7 @@ def check_header(header: Header, name: str) -> FramePackConfig:
 
 
 def known_direction(name: str) -> Direction | None:
-    """The direction a released checkpoint was made for, told by its file or folder name; None for other names."""
+    """The direction a released checkpoint was made for, told by its file or folder names; None for other names."""
     name = name.lower().replace("_", "").replace("-", "")
     if "framepackf1" in name:
         return Direction.FORWARD

@@ -44,8 +44,14 @@ def test_each_text_is_encoded_once(tiny, monkeypatch):
 
 
 def test_brackets_are_text_and_not_weights(tiny):
-    plain, weighted = (encode_prompts(tiny.clip, text, 10.0)[0][0] for text in ("a cat", "a (cat:1.5)"))
-    assert weighted.shape[1] > plain.shape[1]
+    text = "a (cat:1.5) walks"
+    raw, weighted = (
+        tiny.clip.encode_from_tokens_scheduled(tiny.clip.tokenize(text, **how))[0][0]
+        for how in ({"disable_weights": True}, {})
+    )
+    encoded = encode_prompts(tiny.clip, text, 10.0)[0][0]
+    assert torch.equal(encoded, raw)
+    assert encoded.shape != weighted.shape or not torch.equal(encoded, weighted)
 
 
 def test_prompts_are_cut_at_256_tokens(tiny, caplog):

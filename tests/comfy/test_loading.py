@@ -1,6 +1,7 @@
 """Checkpoints through our loader node and through core's."""
 
 import comfy.model_detection
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import folder_paths
@@ -8,10 +9,9 @@ import pytest
 import torch
 from framepack_pack.framepack_core.comfy_host import checkpoints
 from framepack_pack.framepack_core.comfy_host.detection import install_detection_hook
-from framepack_pack.framepack_core.comfy_host.native_model import FramePackModel
+from framepack_pack.framepack_core.comfy_host.native_model import FramePackModel, HostTransformer
 from framepack_pack.framepack_core.model.config import metadata_of
 from framepack_pack.framepack_core.tiny_checkpoint import tiny_transformer_config
-from framepack_pack.nodes import model_loader
 from framepack_pack.nodes.model_loader import FramePackLoadModel, model_names
 from safetensors.torch import load_file, save_file
 from sampler_run import sample
@@ -58,13 +58,14 @@ def test_core_loader_opens_the_same_file(models, weights):
     assert same_weights(model, weights)
 
 
-def test_shard_folder_is_one_entry(models, weights, tiny, positive, new_film):
+def test_the_first_shard_stands_for_all(models, weights, tiny, positive, new_film):
     keys = sorted(weights)
     for number in range(2):
         part = {key: weights[key] for key in keys[number::2]}
         save_file(part, models / SHARD.format(number + 1), metadata_of(CONFIG))
-    assert model_names() == ["FramePackI2V_HY/"]
-    model = FramePackLoadModel.execute("FramePackI2V_HY/", "default").args[0]
+    save_file({"x": torch.zeros(1)}, models / "another.safetensors")
+    assert model_names() == [SHARD.format(1), "another.safetensors"]
+    model = FramePackLoadModel.execute(SHARD.format(1), "default").args[0]
     assert same_weights(model, weights)
     function, arguments = model.cached_patcher_init
     assert same_weights(function(*arguments, disable_dynamic=True), weights), "hosts load a second copy by this"
@@ -75,7 +76,7 @@ def test_shard_folder_is_one_entry(models, weights, tiny, positive, new_film):
 def test_missing_shard_is_named_before_loading(models, weights):
     save_file(weights, models / SHARD.format(1), metadata_of(CONFIG))
     with pytest.raises(FileNotFoundError, match="lacks 1 of 2 shards: diffusion_pytorch_model-00002-of-00002"):
-        FramePackLoadModel.execute("FramePackI2V_HY/", "default")
+        FramePackLoadModel.execute(SHARD.format(1), "default")
 
 
 def test_other_models_are_named_before_loading(models, monkeypatch):
@@ -93,11 +94,6 @@ def test_other_models_are_named_before_loading(models, monkeypatch):
 def test_values_outside_their_lists_are_refused(models, model_name, weight_dtype, message):
     with pytest.raises(ValueError, match=message):
         FramePackLoadModel.execute(model_name, weight_dtype)
-
-
-def test_a_folder_that_is_gone_is_named(models):
-    with pytest.raises(FileNotFoundError, match="shard folder gone/ is no longer"):
-        model_loader.model_path("gone/")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +136,17 @@ def test_scaled_fp8_files_run_close_to_the_original(models, weights, positive, n
     model = FramePackLoadModel.execute("scaled.safetensors", "default").args[0]
     film, expected = (sample(tiny, positive, new_film(), model=m)[1]["samples"] for m in (model, tiny.model))
     assert 1e-4 < float((film - expected).norm() / expected.norm()) < 0.2
+
+
+def test_output_is_computed_in_float32_whatever_the_weights_are(monkeypatch):
+    """With weights in the compute dtype the host's layers do not cast, unless they are told to."""
+    module = HostTransformer("framepack", torch.bfloat16, None, comfy.ops.disable_weight_init, **CONFIG.as_dict())
+    seen = []
+    module.proj_out.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
+    torch.nn.init.normal_(module.proj_out.weight)
+    assert module.proj_out.weight.dtype == torch.bfloat16
+    module.proj_out(torch.randn(1, 2, CONFIG.width))
+    assert seen == [(torch.float32, torch.float32)]
 
 
 def test_prefixed_checkpoints_load(models, weights):

@@ -170,19 +170,26 @@ def test_latent_of_another_size_is_refused(tiny, positive, new_film):
 
 
 def test_easycache_skips_steps_in_every_section(tiny, positive, new_film):
-    calls = []
-    model = tiny.model.clone()
-    model.add_wrapper_with_key("apply_model", "count", lambda run, *a, **k: (calls.append(1), run(*a, **k))[1])
-    sample(tiny, positive, new_film(), model=model, steps=10)
-    assert len(calls) == 20
+    """Its state starts afresh with each section, which is a sample() call of its own."""
+
+    def computed(model):
+        calls = []
+        model.set_model_patch_replace(
+            lambda args, extra: (calls.append(1), extra["original_block"](args))[1], "dit", "double_block", 0
+        )
+        sections = []
+        history = new_film()
+        while history.next_section is not None:
+            begun = len(calls)
+            history = sample(tiny, positive, history, model=model, steps=10, max_sections=1)[0]
+            sections.append(len(calls) - begun)
+        assert torch.isfinite(film_latents(history)).all()
+        return sections
+
     cached = values(nodes_easycache.EasyCacheNode.execute(tiny.model, 1e6, 0.0, 1.0, False))[0]
-    module_calls = []
-    cached.add_wrapper_with_key(
-        "diffusion_model", "count", lambda run, *a, **k: (module_calls.append(1), run(*a, **k))[1]
-    )
-    film = sample(tiny, positive, new_film(), model=cached, steps=10)[1]["samples"]
-    assert torch.isfinite(film).all()
-    assert not torch.equal(film, sample(tiny, positive, new_film(), steps=10)[1]["samples"])
+    assert computed(tiny.model.clone()) == [10, 10]
+    first, second = computed(cached)
+    assert first == second < 10
 
 
 def test_skip_layer_guidance_changes_the_film(tiny, positive, negative, new_film):
@@ -307,6 +314,15 @@ def test_memory_is_given_back_however_sampling_ends(tiny, positive, new_film, mo
     gc.collect()
     assert emptied
     assert not any(state() is not None for state in states), "latents of the run are still alive"
+
+
+def test_two_cfg_functions_are_refused(tiny, positive, negative, new_film):
+    model = tiny.model.clone()
+    model.set_model_sampler_cfg_function(lambda args: args["cond"])
+    settings = {"model": model, "negative": negative, "cfg": 3.0}
+    assert torch.isfinite(sample(tiny, positive, new_film(), **settings)[1]["samples"]).all()
+    with pytest.raises(ValueError, match="already has a cfg function.*guidance_rescale to 0"):
+        sample(tiny, positive, new_film(), guidance_rescale=0.5, **settings)
 
 
 def test_nan_stops_at_its_step(tiny, positive, new_film):

@@ -1,4 +1,4 @@
-"""Golden values of design/reference.md 4.5."""
+"""Golden values from the original's code."""
 
 import pytest
 from framepack_pack.framepack_core.buckets import BUCKETS, nearest_bucket

@@ -51,13 +51,15 @@ def names(files):
 
 
 def test_a_file_is_itself(shards):
-    file = shards / SHARD.format(1)
+    file = shards / "framepack.safetensors"
+    save_file({"x": torch.zeros(1)}, file)
     assert find_files(file) == [file]
 
 
 def test_shard_folder_index_and_snapshot_give_all_shards(shards, tmp_path_factory):
     expected = [SHARD.format(number) for number in (1, 2, 3)]
     assert names(find_files(shards)) == expected
+    assert names(find_files(shards / SHARD.format(2))) == expected
     index = shards / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {f"tensor {i}": SHARD.format(i % 3 + 1) for i in range(9)}}))
     assert names(find_files(index)) == expected

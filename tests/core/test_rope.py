@@ -1,4 +1,4 @@
-"""Golden values of design/reference.md 1.8 (float32, axes 16/56/56, theta 256)."""
+"""Golden values from the original's code (float32, axes 16/56/56, theta 256)."""
 
 import torch
 from framepack_pack.framepack_core.model.config import FramePackConfig

@@ -1,4 +1,4 @@
-"""Golden values of design/reference.md 2.1, 2.2 and 2.4."""
+"""Golden values from the original's code."""
 
 import math
 
@@ -40,8 +40,9 @@ def test_shift_follows_the_window_and_stops_at_7(tokens, mu):
 
 
 def test_shift_is_of_the_generated_window_alone():
-    history = new_history(plan_backward(2, 9), 0, 640, 640)
-    assert torch.equal(section_sigmas(history, 25), flow_sigmas(25, flow_shift(9, 80, 80)))
+    history = new_history(plan_backward(2, 9), 0, 320, 320)
+    assert flow_shift(9, 40, 40) < 6, "below the cap, so that a wrong number of frames shows"
+    assert torch.equal(section_sigmas(history, 25), flow_sigmas(25, flow_shift(9, 40, 40)))
     assert torch.equal(section_sigmas(history, 25, 3.0), flow_sigmas(25, 3.0))
 
 

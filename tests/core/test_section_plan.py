@@ -1,4 +1,4 @@
-"""Golden tables of design/reference.md 3, and what must hold for every plan."""
+"""Golden tables from the original's code, and what must hold for every plan."""
 
 import pytest
 from framepack_pack.framepack_core.section_plan import (

@@ -1,4 +1,4 @@
-"""Golden values of design/reference.md 2.3: a scalar flow with a known denoiser."""
+"""Golden values from the original's code: a scalar flow with a known denoiser."""
 
 import pytest
 import torch
