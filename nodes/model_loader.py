@@ -28,8 +28,8 @@ class FramePackLoadModel(io.ComfyNode):
                     io.Combo,
                     "model_name",
                     options=model_names(),
-                    tooltip="The transformer, from models/diffusion_models. Of a set of shards, the first stands for all. "
-                    "Choose FramePackI2V for backward films, FramePack F1 for forward ones.",
+                    tooltip="The transformer, from models/diffusion_models. Of a set of shards, the first stands for "
+                    "all. Choose FramePackI2V for backward films, FramePack F1 for forward ones.",
                 ),
                 widget(
                     io.Combo,

@@ -16,7 +16,7 @@ from framepack_pack.framepack_core.constants import LATENT_SCALE
 from framepack_pack.framepack_core.generate import generate
 from framepack_pack.framepack_core.history import film_latents
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
-from framepack_pack.framepack_core.schedule import section_sigmas
+from framepack_pack.framepack_core.schedule import section_noise, section_sigmas
 from framepack_pack.framepack_core.unipc import sample_flow_unipc
 from framepack_pack.nodes.history import FramePackAppendSection, FramePackApplyHistory
 from framepack_pack.nodes.sampling_parts import FramePackSigmas, FramePackUniPC
@@ -134,6 +134,24 @@ def test_cfg_is_the_originals_formula(tiny, positive, negative, new_film):
     alone = [sample(tiny, entry, history, steps=1)[1]["samples"] for entry in (positive[:1], negative)]
     guided = sample(tiny, positive[:1], history, steps=1, cfg=3.0, negative=negative)[1]["samples"]
     torch.testing.assert_close(guided, alone[1] + 3.0 * (alone[0] - alone[1]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_guidance_rescale_is_the_originals_formula(tiny, positive, negative, new_film, rescale):
+    """One step again: the velocities are noise minus denoised, and FP rescale_noise_cfg works on those."""
+    history = new_film(count=1)
+    noise = section_noise(history)
+
+    def velocity(**settings):
+        film = sample(tiny, positive[:1], history, steps=1, **settings)[0].sections[0]
+        return noise - film * LATENT_SCALE
+
+    v_positive = velocity()
+    v_negative = noise - sample(tiny, negative, history, steps=1)[0].sections[0] * LATENT_SCALE
+    guided = v_negative + 3.0 * (v_positive - v_negative)
+    expected = rescale * guided * (v_positive.std() / guided.std()) + (1 - rescale) * guided
+    got = velocity(cfg=3.0, negative=negative, guidance_rescale=rescale)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["euler", "uni_pc", "uni_pc_bh2", "dpmpp_2m", "res_multistep"])
