@@ -1,5 +1,5 @@
 """Training of the packed transformer, with torch and nothing else.
 
-Reading order: clips, sections, velocity, objective; then operations, initialise, muon, optimizer, weight_average,
-loop, run_files; sampling turns a trained model into films without a host.
+Reading order: clips, generators, sections, velocity, objective; then operations, initialise, muon, optimizer,
+weight_average, loop, run_files; sampling turns a trained model into films without a host.
 """

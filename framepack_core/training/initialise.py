@@ -25,10 +25,10 @@ def initialise(model: FramePackTransformer, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         parameter.copy_(_initial(name, parameter, generator))
-    fine, history = model.x_embedder.proj, model.clean_x_embedder
-    for coarse, rate in ((history.proj, 1), (history.proj_2x, 2), (history.proj_4x, 4)):
-        coarse.weight.copy_(fine.weight.repeat(1, 1, rate, rate, rate) / rate**3)
-        coarse.bias.copy_(fine.bias)
+    weights = model.state_dict()
+    fine = weights["x_embedder.proj.weight"]  # [D, C, 1, 2, 2]
+    for name, rate in (("proj", 1), ("proj_2x", 2), ("proj_4x", 4)):
+        weights[f"clean_x_embedder.{name}.weight"].copy_(fine.repeat(1, 1, rate, rate, rate) / rate**3)
 
 
 def trains_from_scratch(name: str) -> bool:

@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .generators import Generators, new_generators
 from .optimizer import ByName, Optimizers, Rates, Schedule, everything, is_block_matrix
-from .sections import Generators
 from .weight_average import WeightAverage
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainingRun:
     """The state of one training; all of it but the frozen weights is what run_files keeps."""
 
@@ -23,7 +23,7 @@ class TrainingRun:
     average: WeightAverage
     generators: Generators
     step: int = 0  # steps finished
-    seconds: float = field(default=0.0, compare=False)  # spent in train()
+    seconds: float = 0.0  # spent in train()
 
 
 Batches = Callable[[], Sequence[Any]]
@@ -54,9 +54,8 @@ def new_run(
     if not parameters:
         raise ValueError("No parameter of this model would train; the function `trains` refuses all names.")
     device = next(iter(parameters.values())).device
-    generators = Generators(torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed + 1))
     optimizers = Optimizers(parameters, rates, uses_muon)
-    return TrainingRun(model, parameters, optimizers, WeightAverage(parameters, decay), generators)
+    return TrainingRun(model, parameters, optimizers, WeightAverage(parameters, decay), new_generators(seed, device))
 
 
 def train(
@@ -98,11 +97,14 @@ def every(steps: int, callback: Callback) -> Callback:
     return sometimes
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """torch.compile for each block in place, names unchanged; blocks of one kind share their code."""
+def compile_blocks(model: nn.Module, **options: Any) -> None:
+    """torch.compile, with its options, for each block in place, names unchanged; blocks of one kind share their code.
+
+    Other lengths of prompts and films without a start image cost two more compilations, and no more after that.
+    """
     for name in ("transformer_blocks", "single_transformer_blocks"):
         for block in getattr(model, name):
-            block.compile()
+            block.compile(**options)
 
 
 def _backward(model: nn.Module, batches: Sequence[Any], loss: Loss) -> Tensor:

@@ -17,15 +17,20 @@ NEWTON_SCHULZ_STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights that are matrices. Those of one shape are updated together, so a step is a few batched products."""
+    """For matrices, and kernels taken as matrices of one row per output.
+
+    Those of one shape are updated together, so that a step is a few batched products.
+    """
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        wrong = next((p for group in self.param_groups for p in group["params"] if p.ndim != 2), None)
+        wrong = next((p for group in self.param_groups for p in group["params"] if p.ndim < 2), None)
         if wrong is not None:
-            raise ValueError(f"Muon is for matrices, not for a parameter of shape {tuple(wrong.shape)}; use AdamW.")
+            raise ValueError(
+                f"Muon is for matrices and kernels, not for a parameter of shape {tuple(wrong.shape)}; use AdamW."
+            )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -43,12 +48,12 @@ class Muon(torch.optim.Optimizer):
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         momentum, lr = group["momentum"], group["lr"]
         gradients = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
-        buffers = torch.stack([self._buffer(parameter) for parameter in parameters])  # [n, rows, columns]
+        buffers = torch.stack([self._buffer(parameter) for parameter in parameters])
         buffers.lerp_(gradients, 1 - momentum)
-        ahead = gradients.lerp(buffers, momentum)
-        rows, columns = parameters[0].shape
-        scale = -lr * max(1.0, rows / columns) ** 0.5
-        for parameter, buffer, update in zip(parameters, buffers, orthogonalise(ahead), strict=True):
+        ahead = gradients.lerp(buffers, momentum).flatten(2)  # [n, rows, columns]
+        updates = orthogonalise(ahead).reshape(gradients.shape)
+        scale = -lr * max(1.0, ahead.shape[1] / ahead.shape[2]) ** 0.5
+        for parameter, buffer, update in zip(parameters, buffers, updates, strict=True):
             self.state[parameter]["momentum"] = buffer
             parameter.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=scale)
 

@@ -17,6 +17,7 @@ from ..history import VERSION, History
 from ..packing import PackedHistory, pack_history
 from ..section_plan import Direction, Section, SectionPlan, plan_backward, plan_forward
 from .clips import Clips, Prompts
+from .generators import Generators
 from .velocity import Conditions
 
 
@@ -48,13 +49,6 @@ class Given(NamedTuple):
     text: bool = True
     start: bool = True
     end: bool = False
-
-
-class Generators(NamedTuple):
-    """Sources of chance: which examples (CPU, the same on every machine), and noise (where the model is)."""
-
-    choices: torch.Generator
-    noise: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -141,15 +135,13 @@ def make_batch(
 def film_so_far(clips: Clips, layout: Layout, cut: Cut, given: Given) -> History:
     """The films at the moment before their section is made, on the device of the clips.
 
-    Sections out of the section's sight are left out; packing gives the same without them.
+    Only the sections in sight are read. They have all been made by then, since plans look one way.
     """
     plan, section = layout
-    made = {plan.place(earlier) for earlier in plan.sections[: section.number]}
     streams = (section.history_1x, section.history_2x, section.history_4x)
     seen = {frame // plan.window for stream in streams for frame in stream.frames}
     sections = [
-        read_section(clips, cut, place, plan.window) if place in made & seen else None
-        for place in range(len(plan.sections))
+        read_section(clips, cut, place, plan.window) if place in seen else None for place in range(len(plan.sections))
     ]
     device = clips.latents.device
     rows, begins = cut.clips.to(device, non_blocking=True), cut.begins.to(device, non_blocking=True)
