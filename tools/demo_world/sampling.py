@@ -1,0 +1,64 @@
+"""Random films, from combinations for training or from those that only tests may show."""
+
+import torch
+from torch import Tensor
+
+from .scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, VARIANTS, Scenes
+
+_HELD_OUT_PART = 10  # one combination of ten
+_MARGIN = 0.25  # of the start from the picture's edges, as a part of the picture
+
+
+def held_out(scenes: Scenes) -> Tensor:
+    """Whether a film's (shape, colour, background) is kept for tests: bool [B].
+
+    Every shape, colour and background, and every two of them together, also occur in training.
+    """
+    return _reserved(scenes.shape, scenes.colour, scenes.background)
+
+
+def random_scenes(
+    count: int,
+    sections: int,
+    generator: torch.Generator,
+    *,
+    for_tests: bool = False,
+    device: torch.device | str = "cpu",
+) -> Scenes:
+    """Films of random looks and motions; for_tests: of held-out combinations only, else of the others only.
+
+    The generator is a CPU one, so that a seed gives the same films on every device. The object starts well inside the
+    picture. No film grows or shrinks three times in a row, as little would be seen of the third.
+    """
+    combinations = torch.cartesian_prod(*(torch.arange(len(names)) for names in (SHAPES, COLOURS, BACKGROUNDS)))
+    combinations = combinations[_reserved(*combinations.unbind(1)) == for_tests]  # [combinations, 3]
+    drawn = torch.randint(len(combinations), (count,), generator=generator)
+    shape, colour, background = combinations[drawn].unbind(1)
+    scenes = Scenes(
+        shape=shape,
+        colour=colour,
+        size=torch.randint(len(SIZES), (count,), generator=generator),
+        background=background,
+        start=_MARGIN + (1 - 2 * _MARGIN) * torch.rand(count, 2, generator=generator),
+        variant=torch.rand(count, VARIANTS, generator=generator),
+        motions=_random_motions(count, sections, generator),
+    )
+    return scenes.to(device)
+
+
+def _reserved(shape: Tensor, colour: Tensor, background: Tensor) -> Tensor:
+    """Factors without a divisor in common with ten spread the reserved ones over all shapes, colours, backgrounds."""
+    return (shape + 3 * colour + 7 * background) % _HELD_OUT_PART == 0
+
+
+def _random_motions(count: int, sections: int, generator: torch.Generator) -> Tensor:
+    """[count, sections]; a third resizing in a row becomes one of the motions that do not resize."""
+    motions = torch.randint(len(MOTIONS), (count, sections), generator=generator)
+    resizing = torch.tensor([MOTIONS.index("grows"), MOTIONS.index("shrinks")])
+    others = torch.tensor([index for index in range(len(MOTIONS)) if index not in resizing.tolist()])
+    spare = others[torch.randint(len(others), (count, sections), generator=generator)]
+    for section in range(2, sections):
+        now = motions[:, section]
+        thrice = (now == motions[:, section - 1]) & (now == motions[:, section - 2]) & torch.isin(now, resizing)
+        motions[:, section] = torch.where(thrice, spare[:, section], now)
+    return motions
