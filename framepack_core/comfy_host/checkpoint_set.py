@@ -84,7 +84,7 @@ def load_vae(path: Path) -> comfy.sd.VAE:
 
     The sizes of a narrower one are read from its shapes; the 4x compression in time is the architecture's.
     """
-    shapes, _ = _describe(_existing(path, "the HunyuanVideo VAE (VAE)"))
+    shapes, config = _describe(_existing(path, "the HunyuanVideo VAE (VAE)"))
     state_dict = comfy.utils.load_torch_file(str(path))
     width = shapes.get("encoder.conv_in.conv.weight", (FULL_VAE_WIDTH,))[0]
     if width == FULL_VAE_WIDTH:  # also the naming of diffusers, which lacks that tensor and which core converts
@@ -97,9 +97,17 @@ def load_vae(path: Path) -> comfy.sd.VAE:
         dtype=comfy.model_management.vae_dtype(comfy.model_management.vae_device(), dtypes),
     )
     _check_keys(path, shapes, vae.first_stage_model.state_dict())
+    set_norm_groups(vae.first_stage_model, (config or {}).get("norm_groups"))
     vae.working_dtypes = dtypes
     _mark_as_video(vae, ddconfig["z_channels"], width / FULL_VAE_WIDTH)
     return vae
+
+
+def set_norm_groups(model: torch.nn.Module, groups: int | None) -> None:
+    """Give every GroupNorm this many groups; None keeps the host's 32, which are too many for a narrow VAE."""
+    for module in model.modules():
+        if groups is not None and isinstance(module, torch.nn.GroupNorm):
+            module.num_groups = groups
 
 
 def load_clip_vision(path: Path) -> comfy.clip_vision.ClipVisionModel:

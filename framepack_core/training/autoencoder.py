@@ -8,7 +8,7 @@ F frames, H W pixels, T h w latents.
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..constants import LATENT_SCALE
 
@@ -25,13 +25,6 @@ class Coded(NamedTuple):
     frames: Tensor  # [B, 3, F, H, W], -1..1
     mean: Tensor  # [B, 16, T, h, w]
     log_variance: Tensor
-
-
-def set_norm_groups(model: nn.Module, groups: int) -> None:
-    """Give every GroupNorm of an already built model this many groups."""
-    for module in model.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.num_groups = groups
 
 
 @torch.no_grad()
