@@ -115,9 +115,10 @@ def _night(canvas: _Canvas) -> Tensor:
         _disc(canvas, ((x + layout) % 1) * canvas.width, y * canvas.height, 0.006 + 0.004 * (number % 2))
         for number, (x, y) in enumerate(_STARS)
     ]
-    picture = _over(picture, (0.8, 0.82, 0.9), torch.stack(stars).amax(0))
     x, y = (0.14 + 0.72 * moon) * canvas.width, 0.18 * canvas.height
-    crescent = _disc(canvas, x, y, 0.085) * (1 - _disc(canvas, x + 0.038, y - 0.022, 0.07))
+    full_moon = _disc(canvas, x, y, 0.085)
+    picture = _over(picture, (0.8, 0.82, 0.9), torch.stack(stars).amax(0) * (1 - full_moon))
+    crescent = full_moon * (1 - _disc(canvas, x + 0.038, y - 0.022, 0.07))
     picture = _over(picture, (0.95, 0.93, 0.8), crescent)
     hill = (0.82 + 0.05 * torch.sin(2.6 * canvas.x + 6 * tint)) * canvas.height
     return _over(picture, (0.07, 0.1, 0.15), _below(canvas, hill))

@@ -13,12 +13,14 @@ from torch import Tensor
 from .render import DARK, LIGHT, PALETTE, wrapped
 from .scene import picture_extent
 
-_TONES = (0.08, 0.2)  # RGB distance up to which a pixel is the colour's, and from which it is not
+_TONES = (0.06, 0.16)  # RGB distance up to which a pixel is the colour's, and from which it is not
 _BACKDROP = (0.08, 0.2)  # RGB distance up to which a pixel is the background's, and from which it is not
-_BODY = 1.7  # sqrt(area) of the coloured part, without outline and face, of an object of radius 1 [measured]
+# sqrt(area) of what the mask holds of an object of radius 1 [measured]: the outline is partly in it where the
+# background is known, and the glint is not where it is unknown
+_BODY, _BODY_ALONE = 1.7, 1.47
 _INK = (0.3, 0.6)  # brightness, as a part of the colour's, of the face's ink and of the darkest tone
-_FACE_RINGS = (0.1, 0.62)  # radii that lie inside every shape
-_CORNER_RINGS = (0.75, 1.2)  # radii that only corners reach
+_FACE_RINGS = (0.1, 0.54)  # radii of the face, inside every shape
+_CORNER_RINGS = (0.8, 1.2)  # radii that only corners reach
 _RINGS, _ANGLES, _WAVES = 8, 64, 16  # rings of each kind, samples on each, and their frequencies that are kept
 
 
@@ -48,9 +50,9 @@ def object_mask(frames: Tensor, colour: Tensor, background: Tensor | None = None
     from_colour = tone_distance(frames, colour)
     if background is None:
         return 1 - _ramp(from_colour, *_TONES)
-    from_background = (frames - background[:, None]).square().sum(-1)
-    likely = from_background / (from_background + from_colour.square() + 1e-6)
-    return likely * _ramp(from_background.sqrt(), *_BACKDROP)
+    from_background = (frames - background[:, None]).square().sum(-1).sqrt()
+    likely = from_background**4 / (from_background**4 + from_colour**4 + 1e-9)  # steep, so that noise adds up to little
+    return likely * _ramp(from_background, *_BACKDROP)
 
 
 def track_object(frames: Tensor, colour: Tensor, background: Tensor | None = None) -> Track:
@@ -61,7 +63,7 @@ def track_object(frames: Tensor, colour: Tensor, background: Tensor | None = Non
     steps = centre.diff(dim=1)
     steps = torch.stack([wrapped(steps[..., axis], extent[axis]) for axis in (0, 1)], -1)
     path = torch.cat([torch.zeros_like(centre[:, :1]), steps.cumsum(1)], 1)
-    radius = mask_size(mask) / _BODY
+    radius = mask_size(mask) / (_BODY_ALONE if background is None else _BODY)
     return Track(path, radius, _texture(frames, colour, mask, centre, radius))
 
 
@@ -97,12 +99,14 @@ def _texture(frames: Tensor, colour: Tensor, mask: Tensor, centre: Tensor, radiu
     """Waves over the angle of the face's ink and of the corners; glint, shade and background do not count."""
     plain = torch.tensor(PALETTE, device=frames.device).amax(1)[colour].view(-1, 1, 1, 1)
     ink = 1 - _ramp(frames.amax(-1) / plain, *_INK)
-    rings = []
-    for field, (low, high) in ((ink, _FACE_RINGS), (mask, _CORNER_RINGS)):
+    waves = []
+    for field, (low, high), lowest in ((ink, _FACE_RINGS, 1), (mask, _CORNER_RINGS, 2)):
         reach = torch.linspace(low, high, _RINGS, device=frames.device)
         around = polar(field, centre, radius[..., None] * reach, _ANGLES)
-        rings.append(around * reach[:, None].sqrt())  # each ring counts by its area
-    return torch.fft.rfft(torch.cat(rings, 2))[..., 1 : _WAVES + 1]  # without the mean
+        around = torch.fft.rfft(around * reach[:, None].sqrt())  # each ring counts by its area
+        around[..., :lowest] = 0  # the mean; of the corners also what a centre that is a little off looks like
+        waves.append(around[..., 1 : _WAVES + 1])
+    return torch.cat(waves, 2)
 
 
 def _pixels(mask: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="PNG file")
     parser.add_argument("--films", type=int, default=8)
     parser.add_argument("--sections", type=int, default=3)
-    parser.add_argument("--every", type=int, default=12, help="frames between columns")
+    parser.add_argument("--every", type=int, default=9, help="frames between columns")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)

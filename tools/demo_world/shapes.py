@@ -43,13 +43,13 @@ _HEART_ROUNDING = (0.06, 0.56)
 _FACES = {
     "ball": _Face(0.0, 1.0),
     "square": _Face(0.0, 0.95),
-    "triangle": _Face(0.06, 0.72),
-    "star": _Face(0.02, 0.8),
+    "triangle": _Face(0.05, 0.8),
+    "star": _Face(0.02, 0.92),
     "heart": _Face(-0.14, 0.95),
 }
 _EYE_X, _EYE_Y = 0.3, -0.16
-_EYE_RADII = (0.12, 0.18)
-_SMILE_Y, _SMILE_RADIUS, _SMILE_WIDTH = 0.04, 0.34, 0.07
+_EYE_RADII = (0.135, 0.19)
+_SMILE_Y, _SMILE_RADIUS, _SMILE_WIDTH = 0.04, 0.34, 0.08
 _SMILE_REACH = math.radians(62)  # to each side of straight down
 
 
