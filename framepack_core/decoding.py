@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .history import History, film_frames
+from .history import History, film_frames, made_places
 
 Decode = Callable[[Tensor], Tensor]
 """Latents [B, 16, T, h, w] unscaled -> frames [B, 4 T - 3, H, W, 3]."""
@@ -25,9 +25,7 @@ class DecodeWindow(NamedTuple):
 
 def decode_windows(history: History) -> list[DecodeWindow]:
     """Windows in film order over the sections made so far. Raises ValueError when there is none."""
-    made = [place for place, section in enumerate(history.sections) if section is not None]
-    if not made:
-        raise ValueError("This history has no section yet; run FramePack Sampler, or append a section, first.")
+    made = made_places(history)
     windows = []
     for place in made:
         pair = sorted({place, place + history.plan.neighbour} & set(made))

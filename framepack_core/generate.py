@@ -6,7 +6,7 @@ from itertools import islice, repeat
 import torch
 from torch import Tensor
 
-from .history import History, append_section
+from .history import History, append_section, due_section
 from .packing import PackedHistory, pack_history
 from .schedule import section_noise
 from .section_plan import Section
@@ -17,9 +17,7 @@ Denoise = Callable[[Section, PackedHistory, Tensor], Tensor]
 
 def run_section(history: History, denoise: Denoise) -> History:
     """Make the next section. Raises ValueError when the film is whole."""
-    section = history.next_section
-    if section is None:
-        raise ValueError(f"The film already has all of its {len(history.sections)} sections.")
+    section = due_section(history)
     latents = denoise(section, pack_history(history, section), section_noise(history))
     return append_section(history, latents)
 

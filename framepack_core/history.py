@@ -86,9 +86,7 @@ def append_section(history: History, latents: Tensor) -> History:
 
     Raises ValueError when the film is whole already, or the latents have another shape or are not finite.
     """
-    section = history.next_section
-    if section is None:
-        raise ValueError(f"The film already has all of its {len(history.sections)} sections.")
+    section = due_section(history)
     expected = section_shape(history)
     if tuple(latents.shape) != expected:
         raise ValueError(
@@ -100,6 +98,22 @@ def append_section(history: History, latents: Tensor) -> History:
     place = history.plan.place(section)
     made = _stored(latents)
     return history._replace(sections=(*history.sections[:place], made, *history.sections[place + 1 :]))
+
+
+def due_section(history: History) -> Section:
+    """The section to be made next. Raises ValueError when the film is whole."""
+    section = history.next_section
+    if section is None:
+        raise ValueError(f"The film already has all of its {len(history.sections)} sections; start a new history.")
+    return section
+
+
+def made_places(history: History) -> list[int]:
+    """Film-order numbers of the sections made so far. Raises ValueError when there is none."""
+    made = [place for place, section in enumerate(history.sections) if section is not None]
+    if not made:
+        raise ValueError("This history has no section yet; run FramePack Sampler, or append a section, first.")
+    return made
 
 
 def section_shape(history: History) -> tuple[int, int, int, int, int]:
@@ -135,12 +149,10 @@ def film_latents(history: History) -> Tensor:
 
     Raises ValueError when nothing has been made yet.
     """
-    made = [section for section in history.sections if section is not None]
-    if not made:
-        raise ValueError("This history has no section yet; run FramePack Sampler, or append a section, first.")
+    made = [history.sections[place] for place in made_places(history)]
     if history.starts_with_image and history.start_latent is not None:
         made.insert(0, history.start_latent)
-    return torch.cat(made, dim=2)
+    return torch.cat([latents for latents in made if latents is not None], dim=2)
 
 
 def film_frames(latent_frames: int) -> int:

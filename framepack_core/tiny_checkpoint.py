@@ -8,15 +8,15 @@ unchanged. Shapes are written out here by hand: this module needs torch and safe
 import json
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from .atomic_files import write_atomically
 from .constants import LATENT_CHANNELS
 from .model.config import METADATA_KEY, FramePackConfig, metadata_of
 from .model.transformer import FramePackTransformer
@@ -114,19 +114,6 @@ def draw(key: str, shape: tuple[int, ...], stream: str) -> Tensor:
 def heads_metadata(size: EncoderSize) -> dict[str, str]:
     """Safetensors metadata with what an encoder's shapes cannot tell."""
     return {METADATA_KEY: json.dumps({"num_attention_heads": size.heads})}
-
-
-def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None) -> None:
-    """Writes beside `path` first and renames when the file is whole.
-
-    One metadata entry at most: safetensors writes several in an order that changes from run to run.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(save(dict(tensors), metadata=metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def transformer_shapes() -> Shapes:

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..framepack_core.comfy_host.conditioning import check_conditioning, section_conditioning
 from ..framepack_core.comfy_host.section_denoiser import SectionNoise
 from ..framepack_core.constants import LATENT_WINDOW_SIZE, SECONDS, SIZE_MULTIPLE
-from ..framepack_core.history import append_section, film_latents, new_history, section_shape
+from ..framepack_core.history import append_section, due_section, film_latents, new_history, section_shape
 from ..framepack_core.packing import pack_history
 from ..framepack_core.section_plan import Direction, parse_paddings, plan_film
 from .schema import History, check_choice, node_schema, widget
@@ -145,9 +145,7 @@ class FramePackApplyHistory(io.ComfyNode):
 
     @classmethod
     def execute(cls, positive, history, negative=None) -> io.NodeOutput:
-        section = history.next_section
-        if section is None:
-            raise ValueError(f"The film already has all of its {len(history.sections)} sections; start a new history.")
+        section = due_section(history)
         packed = pack_history(history, section)
         applied = []
         for name, conditioning in (("positive", positive), ("negative", negative)):

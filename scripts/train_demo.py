@@ -139,8 +139,8 @@ def train_vae(arguments: argparse.Namespace) -> None:
 
 def save_vae(model: Any, path: Path, frames: Tensor) -> None:
     """The checkpoint: bf16 weights, and latents of these frames that have the scale hosts expect."""
+    from framepack_pack.framepack_core.atomic_files import write_atomically
     from framepack_pack.framepack_core.model.config import METADATA_KEY
-    from framepack_pack.framepack_core.tiny_checkpoint import write_atomically
     from framepack_pack.framepack_core.training.autoencoder import NORM_GROUPS, code, scale_latents
 
     scale_latents(model, float(code(model, frames, True).mean.std()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..generate import Denoise, check_finite, generate
 from ..guidance import rescaled_guidance
-from ..history import History, section_shape
+from ..history import History, due_section, section_shape
 from ..packing import PackedHistory
 from ..schedule import section_noise
 from ..section_plan import Section
@@ -73,8 +73,7 @@ def check_sampling(
             "The model already has a cfg function from another node (RescaleCFG or the like), which guidance_rescale "
             "would replace; set guidance_rescale to 0 or take that node off."
         )
-    if history.next_section is None:
-        raise ValueError(f"The film already has all of its {len(history.sections)} sections; start a new history.")
+    due_section(history)  # refuses a film that is whole
 
 
 def sample_sections(

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..tiny_checkpoint import write_atomically
+from ..atomic_files import write_atomically
 from .loop import TrainingRun
 
 METADATA_KEY = "framepack_training"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from framepack_pack.framepack_core import tiny_checkpoint
+from framepack_pack.framepack_core import atomic_files, tiny_checkpoint
 from framepack_pack.framepack_core.model.config import METADATA_KEY, read_config
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from framepack_pack.framepack_core.tiny_checkpoint import write_tiny_checkpoint_set
@@ -126,6 +126,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
     path = tmp_path / "file.safetensors"
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="invalid"):
-        tiny_checkpoint.write_atomically(path, {"tensor": "not a tensor"}, None)
+        atomic_files.write_atomically(path, {"tensor": "not a tensor"}, None)
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"old"
