@@ -8,7 +8,9 @@ import torch
 from framepack_pack.framepack_core.comfy_host.checkpoint_set import load_vae
 from framepack_pack.framepack_core.constants import LATENT_SCALE
 from framepack_pack.framepack_core.training import autoencoder
+from framepack_pack.framepack_core.training.layer_speed import FastLayers, pad_by_repeating
 from framepack_pack.scripts import train_demo
+from framepack_pack.tools.demo_training import vae as vae_stage
 
 FRAMES = 5
 
@@ -24,7 +26,7 @@ def inference_mode():
 
 @pytest.fixture(scope="module")
 def model():
-    return train_demo.new_vae("cpu", 0)
+    return vae_stage.new_vae("cpu", 0)
 
 
 def some_frames():
@@ -56,6 +58,28 @@ def test_both_ways_of_coding_learn(model):
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
 
 
+def test_fast_layers_change_no_gradient(model):
+    frames, starts = some_frames(), torch.tensor([True, False])
+
+    def gradients():
+        model.zero_grad()
+        autoencoder.coding_loss(autoencoder.code(model, frames, True), frames, starts).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = gradients()
+    with FastLayers():
+        found = gradients()
+    for wanted, got in zip(expected, found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [(1, 1, 1, 1, 2, 0), (0, 1, 2, 0, 0, 0), (0, 0, 0, 0, 0, 3)])
+def test_padding_by_repeating_is_replicate_padding(pad):
+    frames = some_frames()
+    expected = torch.nn.functional.pad(frames, pad, mode="replicate")
+    assert torch.equal(pad_by_repeating(frames, pad), expected)
+
+
 def test_only_a_film_s_first_window_counts_its_first_frame():
     frames = torch.zeros(2, 3, FRAMES, 8, 8)
     wrong = frames.clone()
@@ -74,7 +98,7 @@ def test_psnr_of_a_known_error():
 def test_saved_checkpoint_decodes_the_same_through_the_vae_socket(model, tmp_path):
     frames = some_frames()
     with torch.inference_mode():
-        train_demo.save_vae(model, tmp_path / "vae.safetensors", frames)
+        vae_stage.save_vae(model, tmp_path / "vae.safetensors", frames)
         vae = load_vae(tmp_path / "vae.safetensors")
         expected = autoencoder.code(model, frames, True)
         assert abs(float(expected.mean.std()) * LATENT_SCALE - 1) < 1e-3
