@@ -18,6 +18,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
+from ..affine_norm import use_affine_norms
 from ..constants import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from ..model.checkpoint import read_header
 from ..model.config import METADATA_KEY
@@ -26,6 +27,7 @@ from .checkpoints import load_transformer
 Shapes = dict[str, tuple[int, ...]]
 
 FULL_VAE_WIDTH = 128
+AFFINE = "affine"  # metadata entry "norms" of a VAE trained with affine_norm.py
 LLAMA_HEAD_DIM = 128
 
 
@@ -97,17 +99,11 @@ def load_vae(path: Path) -> comfy.sd.VAE:
         dtype=comfy.model_management.vae_dtype(comfy.model_management.vae_device(), dtypes),
     )
     _check_keys(path, shapes, vae.first_stage_model.state_dict())
-    set_norm_groups(vae.first_stage_model, (config or {}).get("norm_groups"))
+    if (config or {}).get("norms") == AFFINE:
+        use_affine_norms(vae.first_stage_model)
     vae.working_dtypes = dtypes
     _mark_as_video(vae, ddconfig["z_channels"], width / FULL_VAE_WIDTH)
     return vae
-
-
-def set_norm_groups(model: torch.nn.Module, groups: int | None) -> None:
-    """Give every GroupNorm this many groups; None keeps the host's 32, which are too many for a narrow VAE."""
-    for module in model.modules():
-        if groups is not None and isinstance(module, torch.nn.GroupNorm):
-            module.num_groups = groups
 
 
 def load_clip_vision(path: Path) -> comfy.clip_vision.ClipVisionModel:

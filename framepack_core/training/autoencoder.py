@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..constants import LATENT_SCALE
 
-NORM_GROUPS = 4  # so that a group has several channels: one channel alone loses its mean
 BRANCH_GAIN = 0.3  # of a residual branch's last convolution
 TAP_NOISE = 0.3  # beside the identity of a convolution that should pass its input on
 POSTERIOR_BIAS = -6.0  # log-variance at the start: nearly deterministic
@@ -39,15 +38,15 @@ def initialise_autoencoder(model: Any, generator: torch.Generator) -> None:
     model.quant_conv.bias[channels:] = POSTERIOR_BIAS
 
 
-def code(model: Any, frames: Tensor, is_rolled: bool, generator: torch.Generator | None = None) -> Coded:
-    """Encode and decode frames [B, 3, F, H, W]; the posterior is sampled when a generator is given.
+def code(model: Any, frames: Tensor, generator: torch.Generator | None = None) -> Coded:
+    """Encode and decode frames [B, 3, F, H, W] in one go; the posterior is sampled when a generator is given.
 
-    is_rolled: newer hosts code in pieces of 8 frames, each with its own norm statistics, older ones in one go; the
-    model must be good at both, so training draws.
+    Newer hosts code in pieces. Decoding them is the same, but encoding more than one frame is not: they take frames
+    t - 3 to t where one go takes t to t + 3 (docs/numerics.md).
     """
     for part in (model.encoder, model.decoder):
         if hasattr(part, "carried"):
-            part.carried = is_rolled
+            part.carried = False
     mean, log_variance = model.quant_conv(model.encoder(frames)).chunk(2, dim=1)
     log_variance = log_variance.clamp(-30.0, 20.0)
     latents = mean

@@ -1,23 +1,21 @@
 """The demo VAE: the host's AutoencoderKL, small, trained on windows of demo-world films."""
 
 import argparse
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from framepack_pack.framepack_core.affine_norm import use_affine_norms
 from framepack_pack.framepack_core.atomic_files import write_atomically
 from framepack_pack.framepack_core.model.config import METADATA_KEY
 from framepack_pack.framepack_core.training.autoencoder import (
-    NORM_GROUPS,
     code,
     coding_loss,
     initialise_autoencoder,
     psnr,
     scale_latents,
 )
-from framepack_pack.framepack_core.training.layer_speed import FastLayers
 from framepack_pack.framepack_core.training.loop import TrainingRun, every, new_run, train
 from framepack_pack.framepack_core.training.optimizer import Rates, Schedule
 from framepack_pack.framepack_core.training.run_files import load_run, save_run
@@ -38,7 +36,7 @@ CONFIG = {
     "resolution": 256,
     "in_channels": 3,
     "out_ch": 3,
-    "ch": 32,  # the host builds norms of 32 groups, whatever they are set to later
+    "ch": 32,  # the host builds norms of 32 groups, whatever replaces them
     "ch_mult": [1, 1, 1, 2],
     "num_res_blocks": 1,
     "attn_resolutions": [],
@@ -59,25 +57,28 @@ def train_vae(arguments: argparse.Namespace) -> None:
         uses_muon=lambda name, parameter: parameter.ndim > 1 and "conv_in" not in name and "conv_out" not in name,
     )
     schedule = Schedule(arguments.steps, warm_up=100, decay=0.7)
+    if device == "cuda":
+        model.encoder.compile(dynamic=False)
+        model.decoder.compile(dynamic=False)
     run_file = arguments.out / "vae_run.safetensors"
     if run_file.exists():
         load_run(run, run_file)
 
     def batches() -> list[tuple[Tensor, Tensor]]:
         is_whole = run.step >= WHOLE_FROM * arguments.steps
-        return [windows(arguments.batch, is_whole, run.generators, device, arguments.size)]
+        batch = max(arguments.batch // 2, 1) if is_whole else arguments.batch
+        return [windows(batch, is_whole, run.generators, device, arguments.size)]
 
     def loss(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         frames, starts = batch
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            coded = code(model, frames, run.step % 3 > 0, run.generators.noise)
+            coded = code(model, frames, run.generators.noise)
         return coding_loss(coded, frames, starts)
 
     def tell(run: TrainingRun, value: Tensor) -> None:
         print(f"step {run.step}, {run.seconds:.0f} s, loss {value.item():.4f}", flush=True)
 
-    with FastLayers() if device == "cuda" else contextlib.nullcontext():
-        train(run, batches, loss, schedule, seconds=arguments.seconds, callbacks=[every(200, tell)])
+    train(run, batches, loss, schedule, seconds=arguments.seconds, callbacks=[every(200, tell)])
     save_run(run, run_file)
     with run.average.applied(run.parameters), torch.no_grad():
         print(json.dumps({"step": run.step, **measure_vae(model, device, arguments.size, arguments.films)}), flush=True)
@@ -86,12 +87,11 @@ def train_vae(arguments: argparse.Namespace) -> None:
 
 
 def new_vae(device: str, seed: int) -> Any:
-    """The host's class, with a few norm groups and weights that let pictures through."""
+    """The host's class, with norms without statistics and weights that let pictures through."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
-    from framepack_pack.framepack_core.comfy_host.checkpoint_set import set_norm_groups
 
     model = AutoencoderKL(ddconfig=CONFIG, embed_dim=CONFIG["z_channels"]).to(device)
-    set_norm_groups(model, NORM_GROUPS)
+    use_affine_norms(model)
     initialise_autoencoder(model, torch.Generator(device).manual_seed(seed))
     return model.requires_grad_(True)
 
@@ -125,21 +125,18 @@ def _around_object(frames: Tensor, scenes: Scenes, middle: int, generator: torch
 
 def save_vae(model: Any, path: Path, frames: Tensor) -> None:
     """The checkpoint: bf16 weights, and latents of these frames that have the scale hosts expect."""
-    scale_latents(model, float(code(model, frames, True).mean.std()))
+    scale_latents(model, float(code(model, frames).mean.std()))
     tensors = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, tensors, {METADATA_KEY: json.dumps({"norm_groups": NORM_GROUPS})})
+    write_atomically(path, tensors, {METADATA_KEY: json.dumps({"norms": "affine"})})
 
 
 @torch.no_grad()
 def measure_vae(model: Any, device: str, size: int, films: int) -> dict[str, float]:
-    """PSNR on held-out films: whole windows of a film's start and of its middle, both ways of coding."""
+    """PSNR on held-out films: whole windows of a film's start and of its middle."""
     scenes = random_scenes(films, FILM_SECTIONS, torch.Generator().manual_seed(9), for_tests=True, device=device)
     out = {}
     for begin, drop in ((0, 0), (50, 1)):
         frames = render(scenes, list(range(begin, begin + 69)), size, size).movedim(-1, 1) * 2 - 1
-        for is_rolled in (True, False):
-            coded = code(model, frames, is_rolled)
-            values = psnr(coded.frames[:, :, drop:], frames[:, :, drop:])
-            out[f"psnr from {begin} {'rolled' if is_rolled else 'whole'}"] = float(values.mean())
-            out[f"worst from {begin} {'rolled' if is_rolled else 'whole'}"] = float(values.min())
+        values = psnr(code(model, frames).frames[:, :, drop:], frames[:, :, drop:])
+        out |= {f"psnr from {begin}": float(values.mean()), f"worst from {begin}": float(values.min())}
     return out
