@@ -1,9 +1,10 @@
 """Trains the demo checkpoint: `python3 scripts/train_demo.py vae --host ComfyUI --out FOLDER`.
 
-The only stage so far is vae: the autoencoder, as the host's own class, on films of tools/demo_world. A call ends after
+Stage vae: the autoencoder, as the host's own class, on films of tools/demo_world. A call ends after
 --seconds; the next one with the same --out goes on. Each writes the run (vae_run.safetensors) and the checkpoint as it
-is (vae.safetensors), and prints its PSNR on held-out films. Needs an interpreter with ComfyUI's requirements, and a GPU
-to be of use.
+is (vae.safetensors), and prints its PSNR on held-out films. Needs a GPU to be of use.
+Stage encoders: clip_l, llama and clip_vision `.safetensors`, random weights, in seconds on a CPU.
+All need an interpreter with ComfyUI's requirements.
 """
 
 import argparse
@@ -39,9 +40,9 @@ VAE_CONFIG = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["vae"])
-    parser.add_argument("--host", type=Path, required=True, help="ComfyUI folder, for its AutoencoderKL")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run and of vae.safetensors")
+    parser.add_argument("stage", choices=["vae", "encoders"])
+    parser.add_argument("--host", type=Path, required=True, help="ComfyUI folder, for its classes and tokenizers")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run and of what it makes")
     parser.add_argument("--steps", type=int, default=6000, help="of the whole training")
     parser.add_argument("--seconds", type=float, default=400.0, help="of this call")
     parser.add_argument("--batch", type=int, default=32, help="windows a step")
@@ -51,15 +52,21 @@ def main() -> None:
     arguments = parser.parse_args()
     attach_host(arguments.host)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    train_vae(arguments)
+    if arguments.stage == "encoders":
+        from framepack_pack.tools.demo_training.encoders import write_encoders
+
+        write_encoders(arguments.out, arguments.seed)
+    else:
+        train_vae(arguments)
 
 
 def attach_host(host: Path) -> None:
     """Make ComfyUI importable, and the pack under an alias (our folder `nodes` would hide ComfyUI's module)."""
     sys.path.insert(0, str(host))
     arguments, sys.argv = sys.argv, sys.argv[:1]
-    import comfy.cli_args  # noqa: F401
+    import comfy.cli_args
 
+    comfy.cli_args.args.cpu |= not torch.cuda.is_available()
     sys.argv = arguments
     pack = types.ModuleType("framepack_pack")
     pack.__path__ = [str(ROOT)]
