@@ -22,6 +22,8 @@ from .model.config import METADATA_KEY, FramePackConfig, metadata_of
 from .model.transformer import FramePackTransformer
 
 Shapes = dict[str, tuple[int, ...]]
+Gains = tuple[tuple[str, float], ...]
+"""Part of a tensor name -> factor on the fan-in scaled width of its distribution; the first match counts, else 1."""
 
 
 class EncoderSize(NamedTuple):
@@ -50,8 +52,7 @@ CLIP_VOCABULARY, CLIP_POSITIONS = 49408, 77
 LLAMA_VOCABULARY, LLAMA_HEAD_DIM = 128320, 128  # the host fixes both
 VISION_PATCH, VISION_GRID = 14, 4  # 4 x 4 tokens of 14 x 14 pixels: pictures of 56 x 56
 
-# Part of a tensor name -> factor on the fan-in scaled width of its distribution; the first match counts, else 1.
-GAINS = (
+GAINS: Gains = (
     ("token_embedding", math.sqrt(CLIP_L.width)),
     ("embed_tokens", math.sqrt(LLAMA.width)),
     ("position_embedding", 1.0),
@@ -99,7 +100,7 @@ def tiny_transformer_config() -> FramePackConfig:
     )
 
 
-def draw(key: str, shape: tuple[int, ...], stream: str) -> Tensor:
+def draw(key: str, shape: tuple[int, ...], stream: str, gains: Gains = GAINS) -> Tensor:
     """Random fp32 values: variance 1 / fan-in for a weight, near 1 for a norm weight, near 0 for a bias."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{stream}/{key}".encode()))
     unit = (torch.rand(shape, generator=generator) * 2 - 1) * math.sqrt(3)  # mean 0, variance 1
@@ -107,7 +108,7 @@ def draw(key: str, shape: tuple[int, ...], stream: str) -> Tensor:
         return unit * 0.05
     if len(shape) == 1:
         return unit * 0.1 + (1.5 if key.endswith(("norm_q.weight", "norm_k.weight")) else 1.0)
-    gain = next((gain for part, gain in GAINS if part in key), 1.0)
+    gain = next((gain for part, gain in gains if part in key), 1.0)
     return unit * (gain / math.sqrt(math.prod(shape[1:])))
 
 
@@ -133,10 +134,10 @@ def clip_text_shapes(size: EncoderSize) -> Shapes:
     }
 
 
-def vision_shapes(size: EncoderSize) -> Shapes:
-    """SigLIP vision model: no class token, one token for each square of the picture."""
+def vision_shapes(size: EncoderSize, patch: int = VISION_PATCH) -> Shapes:
+    """SigLIP vision model: no class token, one token for each square of `patch` pixels' side."""
     return {
-        **affine("vision_model.embeddings.patch_embedding", size.width, 3, VISION_PATCH, VISION_PATCH),
+        **affine("vision_model.embeddings.patch_embedding", size.width, 3, patch, patch),
         "vision_model.embeddings.position_embedding.weight": (VISION_GRID**2, size.width),
         **clip_layer_shapes("vision_model", size),
         **affine("vision_model.post_layernorm", size.width),

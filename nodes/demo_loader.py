@@ -9,6 +9,8 @@ from ..framepack_core.comfy_host.checkpoint_set import load_checkpoint_set
 from .schema import check_choice, node_schema, widget
 
 FOLDER = "framepack_demo"
+SHIPPED, SHIPPED_FOLDER = "shipped", Path(__file__).resolve().parents[1] / "demo_checkpoint"
+TRANSFORMER = "transformer.safetensors"
 NONE_FOUND = "none found in models/framepack_demo"
 
 
@@ -26,9 +28,10 @@ class FramePackLoadDemo(io.ComfyNode):
                 widget(
                     io.Combo,
                     "checkpoint",
-                    options=set_names() or [NONE_FOUND],
-                    tooltip="A folder in models/framepack_demo. scripts/make_tiny_checkpoint.py writes one with "
-                    "random weights: it runs in seconds on a CPU and makes noise.",
+                    options=list(checkpoint_sets()) or [NONE_FOUND],
+                    tooltip=f"{SHIPPED}: the small model in the pack's folder demo_checkpoint, which draws moving "
+                    "shapes. Others: folders in models/framepack_demo, such as scripts/make_tiny_checkpoint.py "
+                    "writes, with random weights that make noise.",
                 )
             ],
             outputs=[
@@ -41,15 +44,19 @@ class FramePackLoadDemo(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        check_choice("checkpoint", checkpoint, set_names())
-        folders = [Path(root) / checkpoint for root in folder_paths.get_folder_paths(FOLDER)]
-        return io.NodeOutput(*load_checkpoint_set(next(folder for folder in folders if folder.is_dir())))
+        sets = checkpoint_sets()
+        check_choice("checkpoint", checkpoint, sets)
+        return io.NodeOutput(*load_checkpoint_set(sets[checkpoint]))
 
 
-def set_names() -> list[str]:
-    """Subfolders of models/framepack_demo that hold a transformer."""
-    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    return sorted({file.parent.name for root in roots for file in root.glob("*/transformer.safetensors")})
+def checkpoint_sets() -> dict[str, Path]:
+    """Name -> folder of every set that has a transformer: the pack's own first, then those of models/framepack_demo."""
+    shipped = {SHIPPED: SHIPPED_FOLDER} if (SHIPPED_FOLDER / TRANSFORMER).is_file() else {}
+    found: dict[str, Path] = {}
+    for root in folder_paths.get_folder_paths(FOLDER):
+        for file in sorted(Path(root).glob(f"*/{TRANSFORMER}")):
+            found.setdefault(file.parent.name, file.parent)
+    return {**shipped, **{name: folder for name, folder in found.items() if name not in shipped}}
 
 
 def register_folders() -> None:

@@ -20,9 +20,12 @@ import torch
 
 from ..affine_norm import use_affine_norms
 from ..constants import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from ..embedding_rows import ROWS_ENTRY, whole_shapes, whole_tables
+from ..known_words import KNOWN_WORDS_ENTRY
 from ..model.checkpoint import read_header
 from ..model.config import METADATA_KEY
 from .checkpoints import load_transformer
+from .text_encoding import KnownWordsTokenizer
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -69,16 +72,37 @@ def load_text_encoders(clip_l_path: Path, llama_path: Path) -> comfy.sd.CLIP:
         overrides["model_config"] = overrides["clip_l_model_config"] = _clip_text_config(clip_l_shapes, clip_l_config)
     if llama_config is not None:
         overrides["llama_model_config"] = _llama_config(llama_shapes)
-    clip = comfy.sd.load_clip(
-        [str(clip_l_path), str(llama_path)],
-        clip_type=comfy.sd.CLIPType.HUNYUAN_VIDEO,
-        model_options=overrides,
-    )
+    clip = _load_clip([clip_l_path, llama_path], [clip_l_config, llama_config], overrides)
     if clip_l_config is not None:
         _check_keys(clip_l_path, clip_l_shapes, clip.cond_stage_model.clip_l.transformer.state_dict())
     if llama_config is not None:
         _check_keys(llama_path, llama_shapes, clip.cond_stage_model.llama.transformer.state_dict())
+        if KNOWN_WORDS_ENTRY in llama_config:
+            clip.tokenizer = KnownWordsTokenizer(clip.tokenizer, llama_config[KNOWN_WORDS_ENTRY])
     return clip
+
+
+def _load_clip(
+    paths: list[Path], entries: list[dict[str, Any] | None], overrides: dict[str, Any], disable_dynamic: bool = False
+) -> comfy.sd.CLIP:
+    """Core's load_clip, except that tables of which the files store some rows are made whole in between."""
+    clip_type = comfy.sd.CLIPType.HUNYUAN_VIDEO
+    if not any(ROWS_ENTRY in (entry or {}) for entry in entries):
+        return comfy.sd.load_clip([str(path) for path in paths], clip_type=clip_type, model_options=overrides)
+    state_dicts = [
+        whole_tables(comfy.utils.load_torch_file(str(path), safe_load=True), (entry or {}).get(ROWS_ENTRY, {}))
+        for path, entry in zip(paths, entries, strict=True)
+    ]
+    load = comfy.sd.load_text_encoder_state_dicts
+    extra = {"disable_dynamic": True} if disable_dynamic else {}  # ComfyUI 0.3.75 does not know it and never asks
+    clip = load(state_dicts, clip_type=clip_type, model_options=overrides, **extra)
+    clip.patcher.cached_patcher_init = (_reload_clip_patcher, (paths, entries, overrides))
+    return clip
+
+
+def _reload_clip_patcher(*arguments: Any, disable_dynamic: bool = False) -> Any:
+    """What newer hosts call for a second copy of the weights."""
+    return _load_clip(*arguments, disable_dynamic=disable_dynamic).patcher
 
 
 def load_vae(path: Path) -> comfy.sd.VAE:
@@ -133,8 +157,10 @@ def _existing(path: Path, purpose: str) -> Path:
 def _describe(path: Path) -> tuple[Shapes, dict[str, Any] | None]:
     """Shapes of all tensors, and our metadata entry if the file has one; reads the header only."""
     header = read_header([path])
-    entry = header.metadata.get(METADATA_KEY)
-    return header.shapes, None if entry is None else json.loads(entry)
+    if METADATA_KEY not in header.metadata:
+        return header.shapes, None
+    entry = json.loads(header.metadata[METADATA_KEY])
+    return whole_shapes(header.shapes, entry.get(ROWS_ENTRY, {})), entry
 
 
 def _check_keys(path: Path, found: Iterable[str], expected: Iterable[str]) -> None:

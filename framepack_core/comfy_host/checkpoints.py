@@ -8,8 +8,8 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..model.checkpoint import check_header, find_files, known_direction, read_header
-from .conditioning import DIRECTION_ATTACHMENT
+from ..model.checkpoint import check_header, direction_of, find_files, read_header
+from .conditioning import CHECKPOINT_ATTACHMENT
 from .detection import install_detection_hook
 
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
@@ -28,7 +28,8 @@ def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
     both before any weight is read.
     """
     files = find_files(path)
-    check_header(read_header(files), path.name)
+    header = read_header(files)
+    check_header(header, path.name)
     install_detection_hook()
     options = dict(WEIGHT_DTYPES[weight_dtype])
     if len(files) == 1:
@@ -36,9 +37,8 @@ def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
     else:
         model = load_shards([str(file) for file in files], options)
     # shards have names that say nothing, in folders that do: models--lllyasviel--FramePackI2V_HY/snapshots/0123/...
-    direction = known_direction("/".join(path.parts[-4:]))
-    if direction is not None:
-        model.set_attachments(DIRECTION_ATTACHMENT, (path.name, direction))
+    direction = direction_of(header, "/".join(path.parts[-4:]))
+    model.set_attachments(CHECKPOINT_ATTACHMENT, ("/".join(path.parts[-2:]), direction))
     return model
 
 

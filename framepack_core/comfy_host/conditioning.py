@@ -10,12 +10,13 @@ from ..history import History
 from ..model.config import FramePackConfig
 from ..packing import PackedHistory
 from ..prompt_ranges import PromptRange, check_in_film, range_for
-from ..section_plan import Section
+from ..section_plan import Direction, Section
+from .encoder_widths import check_prompt, check_vision
 from .native_model import HISTORY_KEY, FramePackModel
 
 RANGE_KEY = "framepack_range"
-DIRECTION_ATTACHMENT = "framepack_direction"
-"""On a MODEL whose checkpoint's direction is known: (file name, Direction)."""
+CHECKPOINT_ATTACHMENT = "framepack_checkpoint"
+"""On a MODEL that our loaders made: (folder and file name, its Direction or None when it is made for both)."""
 Conditioning = list[list[Any]]
 
 
@@ -77,41 +78,22 @@ def check_model(model: Any, conditionings: dict[str, Conditioning], history: His
             f"The model is {type(model.model).__name__}, not FramePack; load a FramePack transformer with "
             "Load FramePack Model or Load Diffusion Model."
         )
-    _check_direction(model, history)
+    checkpoint, direction = model.attachments.get(CHECKPOINT_ATTACHMENT, ("this transformer", None))
+    _check_direction(checkpoint, direction, history)
     sizes: FramePackConfig = model.model.diffusion_model.config
     for name, conditioning in conditionings.items():
         for cond, values in conditioning:
-            _check_width(name, "text features", cond, sizes.text_embed_dim, "llava_llama3")
-            _check_width(name, "pooled features", values.get("pooled_output"), sizes.pooled_projection_dim, "clip_l")
+            check_prompt(name, checkpoint, sizes, cond, values.get("pooled_output"))
             vision = values.get("clip_vision_output")
             if vision is not None:
-                _check_vision(vision.last_hidden_state, sizes)
+                check_vision(name, checkpoint, sizes, vision.last_hidden_state)
     if history.image_embeds is not None:
-        _check_vision(history.image_embeds, sizes)
+        check_vision("the start image", checkpoint, sizes, history.image_embeds)
 
 
-def _check_direction(model: Any, history: History) -> None:
-    name, direction = model.attachments.get(DIRECTION_ATTACHMENT, (None, history.plan.direction))
-    if direction is not history.plan.direction:
+def _check_direction(checkpoint: str, direction: Direction | None, history: History) -> None:
+    if direction not in (None, history.plan.direction):
         raise ValueError(
-            f"{name} was made for {direction.value} films, but the film is {history.plan.direction.value}. Change the "
-            "mode of FramePack History or load the other checkpoint; rename the file if its name is wrong."
-        )
-
-
-def _check_width(name: str, what: str, features: Any, width: int, encoder: str) -> None:
-    got = None if features is None else features.shape[-1]
-    if got != width:
-        raise ValueError(
-            f"{name} has {what} of width {got}, this model needs {width}. Encode the prompt with DualCLIPLoader, "
-            f"type hunyuan_video, holding clip_l and llava_llama3 ({encoder} makes these), or with the encoders "
-            "that belong to this checkpoint."
-        )
-
-
-def _check_vision(features: Any, sizes: FramePackConfig) -> None:
-    if features.shape[-1] != sizes.image_proj_dim:
-        raise ValueError(
-            f"The vision embedding has width {features.shape[-1]}, this model needs {sizes.image_proj_dim}. "
-            "Load sigclip_vision_patch14_384 with Load CLIP Vision, or the encoder of this checkpoint."
+            f"{checkpoint} was made for {direction.value} films, but the film is {history.plan.direction.value}. "
+            "Change the mode of FramePack History or load the other checkpoint; rename the file if its name is wrong."
         )

@@ -15,6 +15,7 @@ from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
 from ..model.transformer import FramePackTransformer
 from ..packing import PackedHistory
+from .encoder_widths import check_prompt, check_vision
 
 IMAGE_MODEL = "framepack"
 HISTORY_KEY = "framepack_history"
@@ -51,7 +52,7 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
         return super()._apply_model(x.to(dtype).to(x.dtype), t, *args, **kwargs)
 
     def extra_conds(self, **kwargs: Any) -> dict:
-        """Conditioning entry -> inputs of the module. Raises ValueError when the entry has no history."""
+        """Conditioning entry -> inputs of the module. ValueError for one without history or of other encoders."""
         out = super().extra_conds(**kwargs)
         packed: PackedHistory | None = kwargs.get(HISTORY_KEY)
         if packed is None:
@@ -60,13 +61,17 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
                 "FramePack Apply History, or use FramePack Sampler."
             )
         _check_size(packed, kwargs["noise"])
+        sizes, vision = self.diffusion_model.config, kwargs.get("clip_vision_output")
+        names = "The conditioning", "this transformer"
+        check_prompt(*names, sizes, kwargs.get("cross_attn"), kwargs.get("pooled_output"))
+        if vision is not None:
+            check_vision(*names, sizes, vision.last_hidden_state)
         for name in HISTORY_RATES:  # to the device here: once a section, not once a step
             history = self.process_latent_in(getattr(packed, name).to(kwargs["device"]))
             out[name] = comfy.conds.CONDRegular(history)
         out["frame_indices"] = comfy.conds.CONDConstant(packed.indices)
         guidance = TIMESTEP_SCALE * kwargs.get("guidance", GUIDANCE)
         out["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
-        vision = kwargs.get("clip_vision_output")
         if vision is not None:
             out["image_embeds"] = comfy.conds.CONDRegular(vision.last_hidden_state.to(kwargs["device"]))
         return out

@@ -1,9 +1,13 @@
 """Prompts to CONDITIONING as the original encodes them: raw text, at most 256 tokens, guidance 10."""
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
+from comfy.text_encoders.hunyuan_video import HunyuanVideoTokenizer
+
 from ..constants import MAX_PROMPT_TOKENS, TEMPLATE_TOKENS
+from ..known_words import known_text
 from ..prompt_ranges import parse_prompts
 from .conditioning import RANGE_KEY, Conditioning, set_values
 
@@ -43,6 +47,24 @@ def encode_prompt(clip: Any, text: str) -> Conditioning:
     check_tokens([int(pair[0]) for pair in tokens[_LLAMA][0][:TEMPLATE_TOKENS]])
     tokens[_LLAMA] = [cut_tokens(tokens[_LLAMA][0])]
     return clip.encode_from_tokens_scheduled(tokens)
+
+
+class KnownWordsTokenizer(HunyuanVideoTokenizer):
+    """The host's tokenizer for an encoder that knows few words: leaves the others out and says so, a line a prompt."""
+
+    def __init__(self, tokenizer: HunyuanVideoTokenizer, known_words: Collection[str]) -> None:
+        vars(self).update(vars(tokenizer))  # already read from its files
+        self.known_words = frozenset(known_words)
+
+    def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> dict[str, list]:
+        known, unknown = known_text(text, self.known_words)
+        if unknown:
+            logger.warning(
+                "The text encoder does not know %s and ignores it; it knows: %s.",
+                ", ".join(f'"{word}"' for word in unknown),
+                ", ".join(sorted(self.known_words)),
+            )
+        return super().tokenize_with_weights(known, *args, **kwargs)
 
 
 def check_tokens(template: list[int]) -> None:

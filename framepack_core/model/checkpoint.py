@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..section_plan import Direction
-from .config import FramePackConfig, read_config
+from .config import ANY_DIRECTION, METADATA_KEY, FramePackConfig, read_config
 from .transformer import FramePackTransformer
 
 MARKERS = ("clean_x_embedder.proj.weight", "x_embedder.proj.weight")
@@ -89,6 +89,14 @@ def check_header(header: Header, name: str) -> FramePackConfig:
             "a shard is missing or the file was converted badly."
         )
     return config
+
+
+def direction_of(header: Header, name: str) -> Direction | None:
+    """The direction a checkpoint was made for, told by its metadata or else its name; None for any or unknown."""
+    said = json.loads(header.metadata.get(METADATA_KEY, "{}")).get("direction")
+    if said is None:
+        return known_direction(name)
+    return None if said == ANY_DIRECTION else Direction(said)
 
 
 def known_direction(name: str) -> Direction | None:

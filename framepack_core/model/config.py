@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 METADATA_KEY = "framepack_config"
+ANY_DIRECTION = "any"
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,13 @@ class FramePackConfig:
         return asdict(self)
 
 
-def metadata_of(config: FramePackConfig) -> dict[str, str]:
-    """Safetensors metadata with what tensor shapes cannot tell."""
-    return {METADATA_KEY: json.dumps({"rope_axes_dim": config.rope_axes_dim, "rope_theta": config.rope_theta})}
+def metadata_of(config: FramePackConfig, direction: str | None = None) -> dict[str, str]:
+    """Safetensors metadata with what tensor shapes cannot tell.
+
+    direction: "backward", "forward" or ANY_DIRECTION, if the file shall say which films it was trained for.
+    """
+    entry: dict[str, Any] = {"rope_axes_dim": config.rope_axes_dim, "rope_theta": config.rope_theta}
+    return {METADATA_KEY: json.dumps(entry if direction is None else {**entry, "direction": direction})}
 
 
 def read_config(

@@ -1,8 +1,11 @@
 """Prompts to conditioning, and what is refused before weights are loaded."""
 
+from dataclasses import replace
+
 import comfy.model_management
 import pytest
 import torch
+from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 from framepack_pack.framepack_core.comfy_host.conditioning import (
     HISTORY_KEY,
     RANGE_KEY,
@@ -11,10 +14,14 @@ from framepack_pack.framepack_core.comfy_host.conditioning import (
     set_values,
 )
 from framepack_pack.framepack_core.comfy_host.text_encoding import check_tokens, cut_tokens, encode_prompts
+from framepack_pack.framepack_core.model.config import metadata_of
+from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from framepack_pack.framepack_core.packing import pack_history
 from framepack_pack.framepack_core.prompt_ranges import PromptRange
+from framepack_pack.framepack_core.tiny_checkpoint import tiny_transformer_config
 from framepack_pack.nodes.history import FramePackApplyHistory
 from framepack_pack.nodes.prompts import FramePackSectionPrompts, FramePackSetRange
+from safetensors.torch import save_file
 from sampler_run import sample
 
 
@@ -135,9 +142,12 @@ def widths(conditioning, context=32, pooled=32):
         (lambda p: {"positive": []}, "positive is empty"),
         (
             lambda p: {"positive": widths(p, context=64)},
-            "text features of width 64, this model needs 32.*hunyuan_video",
+            "text features of width 64 .*, but .*transformer.safetensors needs width 32 .*hunyuan_video",
         ),
-        (lambda p: {"positive": widths(p, pooled=1280)}, "pooled features of width 1280, this model needs 32"),
+        (
+            lambda p: {"positive": widths(p, pooled=1280)},
+            "pooled features of width 1280 .clip_g., but .* needs width 32",
+        ),
         (lambda p: {"negative": widths(p, pooled=1280)}, "negative has pooled features of width 1280"),
         (lambda p: {"positive": [[p[0][0], {}]]}, "pooled features of width None"),
         (lambda p: {"cfg": 2.0}, "cfg is 2.0, which needs a negative conditioning"),
@@ -148,7 +158,7 @@ def widths(conditioning, context=32, pooled=32):
         ),
         (
             lambda p: {"positive": set_values(p, {"clip_vision_output": VisionOutput(torch.zeros(1, 16, 1024))})},
-            "vision embedding has width 1024, this model needs 36",
+            "positive has vision features of width 1024 .clip_vision_l., but .* needs width 36",
         ),
     ],
 )
@@ -157,13 +167,48 @@ def test_what_does_not_fit_is_refused_first(tiny, positive, new_film, nothing_he
         sample(tiny, history=new_film(), **{"positive": positive, **change(positive)})
 
 
+DEMO = {"text_embed_dim": 64, "pooled_projection_dim": 64, "image_proj_dim": 64}
+REAL = {"text_embed_dim": 4096, "pooled_projection_dim": 768, "image_proj_dim": 1152}
+FILES = {
+    "text_embed_dim": ("llama.safetensors of the demo checkpoint", "llava_llama3"),
+    "pooled_projection_dim": ("clip_l.safetensors of the demo checkpoint", "clip_l"),
+    "image_proj_dim": ("clip_vision.safetensors of the demo checkpoint", "sigclip_vision_patch14_384"),
+}
+
+
+@pytest.mark.parametrize("part", FILES)
+@pytest.mark.parametrize(("own", "other", "turn"), [(DEMO, REAL, 1), (REAL, DEMO, -1)])
+def test_demo_and_real_files_are_not_mixed_and_both_are_named(
+    tmp_path, new_film, nothing_heavy, own, other, turn, part
+):
+    path = tmp_path / "folder" / "a_transformer.safetensors"
+    path.parent.mkdir()
+    config = replace(tiny_transformer_config(), **own)
+    save_file(FramePackTransformer(config).state_dict(), path, metadata_of(config))
+    model = load_transformer(path)
+    sizes = {**own, part: other[part]}
+    positive = [[torch.zeros(1, 4, sizes["text_embed_dim"]), {}]]
+    positive[0][1]["pooled_output"] = torch.zeros(1, sizes["pooled_projection_dim"])
+    history = new_film(image_embeds=torch.zeros(1, 16, sizes["image_proj_dim"]))
+    needed, got = FILES[part][::turn]
+    message = f"width {other[part]} .{got}., but folder/a_transformer.safetensors needs width {own[part]} .{needed}."
+    with pytest.raises(ValueError, match=message):
+        sample(None, positive, history, model=model)
+    # wired by hand, through any sampler: the model itself refuses, before the first step
+    applied, _, _, latent = FramePackApplyHistory.execute(positive, history).args
+    with pytest.raises(ValueError, match=f"width {other[part]} .{got}., but this transformer needs width {own[part]}"):
+        model.model.extra_conds(
+            noise=latent["samples"], device=torch.device("cpu"), cross_attn=applied[0][0], **applied[0][1]
+        )
+
+
 def test_start_images_need_their_vision_embedding(tiny, positive, new_film, nothing_heavy):
     blind = new_film(image_embeds=None)
     for run in (lambda: sample(tiny, positive, blind), lambda: FramePackApplyHistory.execute(positive, blind)):
         with pytest.raises(ValueError, match="start image but no vision embedding"):
             run()
     other = new_film(image_embeds=torch.zeros(1, 16, 1024))
-    with pytest.raises(ValueError, match="vision embedding has width 1024"):
+    with pytest.raises(ValueError, match="the start image has vision features of width 1024"):
         sample(tiny, positive, other)
 
 

@@ -6,14 +6,17 @@ import pytest
 import torch
 from framepack_pack.framepack_core.model.checkpoint import (
     WHERE_TO_GET,
+    Header,
     check_header,
     describe,
+    direction_of,
     find_files,
     framepack_prefix,
     read_header,
 )
-from framepack_pack.framepack_core.model.config import metadata_of
+from framepack_pack.framepack_core.model.config import ANY_DIRECTION, METADATA_KEY, metadata_of
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
+from framepack_pack.framepack_core.section_plan import Direction
 from model_inputs import CONFIG
 from safetensors.torch import save_file
 
@@ -138,3 +141,22 @@ def test_prefixed_checkpoints_are_found(state_dict):
     assert framepack_prefix(state_dict) == ""
     assert framepack_prefix({f"model.diffusion_model.{key}": 0 for key in state_dict}) == "model.diffusion_model."
     assert framepack_prefix({"x_embedder.proj.weight": 0}) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "direction"),
+    [
+        (None, "x.safetensors", None),
+        (None, "FramePackI2V_HY.safetensors", Direction.BACKWARD),
+        (None, "FramePack_F1_I2V_HY.safetensors", Direction.FORWARD),
+        (ANY_DIRECTION, "FramePack-F1/demo_checkpoint/transformer.safetensors", None),
+        ("forward", "FramePackI2V_HY.safetensors", Direction.FORWARD),
+    ],
+)
+def test_metadata_tells_the_direction_before_the_name(said, name, direction):
+    assert direction_of(Header({}, metadata_of(CONFIG, said)), name) is direction
+
+
+def test_metadata_without_a_direction_says_nothing_of_it():
+    assert "direction" not in json.loads(metadata_of(CONFIG)[METADATA_KEY])
+    assert direction_of(Header({}, {}), "FramePackI2V_HY.safetensors") is Direction.BACKWARD

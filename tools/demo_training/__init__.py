@@ -1,3 +1,1 @@
-"""What scripts/train_demo.py trains the demo checkpoint with; the parts that any training shares are in
-framepack_core/training.
-"""
+"""What scripts/train_demo.py makes the demo checkpoint of, one stage a part; the films come from tools/demo_world."""
