@@ -1,9 +1,9 @@
-"""Trains the demo checkpoint: `python3 scripts/train_demo.py vae --host ComfyUI --out FOLDER`.
+"""Trains the demo checkpoint: `python3 scripts/train_demo.py STAGE --host ComfyUI --out FOLDER`.
 
-The only stage so far is vae: the autoencoder, as the host's own class, on films of tools/demo_world. A call ends after
---seconds; the next one with the same --out goes on. Each writes the run (vae_run.safetensors) and the checkpoint as it
-is (vae.safetensors), and prints its PSNR on held-out films. Needs an interpreter with ComfyUI's requirements, and a GPU
-to be of use.
+Stage vae: the autoencoder, as the host's own class, on films of tools/demo_world. Stage transformer: on films and
+captions as the VAE and the encoders in --out give them. A call ends after --seconds; the next one with the same --out
+goes on. Each writes the run (vae_run.safetensors) and the checkpoint as it is (vae.safetensors), and prints figures on
+held-out films. Needs an interpreter with ComfyUI's requirements, and a GPU to be of use.
 """
 
 import argparse
@@ -39,27 +39,52 @@ VAE_CONFIG = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["vae"])
-    parser.add_argument("--host", type=Path, required=True, help="ComfyUI folder, for its AutoencoderKL")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run and of vae.safetensors")
-    parser.add_argument("--steps", type=int, default=6000, help="of the whole training")
-    parser.add_argument("--seconds", type=float, default=400.0, help="of this call")
-    parser.add_argument("--batch", type=int, default=32, help="windows a step")
-    parser.add_argument("--size", type=int, default=SIZE, help="side of the films in pixels")
-    parser.add_argument("--films", type=int, default=16, help="held-out films that are measured")
-    parser.add_argument("--seed", type=int, default=0)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    vae, transformer = (stages.add_parser(name) for name in ("vae", "transformer"))
+    for stage in (vae, transformer):
+        stage.add_argument("--host", type=Path, required=True, help="ComfyUI folder, for its model classes")
+        stage.add_argument("--out", type=Path, required=True, help="folder of the runs and of the checkpoint's files")
+        stage.add_argument("--seconds", type=float, default=400.0, help="of training in this call")
+        stage.add_argument("--size", type=int, default=SIZE, help="side of the films in pixels")
+        stage.add_argument("--seed", type=int, default=0)
+    add_vae_arguments(vae)
+    add_transformer_arguments(transformer)
     arguments = parser.parse_args()
     attach_host(arguments.host)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    train_vae(arguments)
+    if arguments.stage == "vae":
+        train_vae(arguments)
+    else:
+        from framepack_pack.tools.demo_training.transformer_stage import run_stage
+
+        run_stage(arguments)
+
+
+def add_vae_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=6000, help="of the whole training")
+    parser.add_argument("--batch", type=int, default=32, help="windows a step")
+    parser.add_argument("--films", type=int, default=16, help="held-out films that are measured")
+
+
+def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=10000, help="of the whole training; the last 40 %% slow down")
+    parser.add_argument("--batch", type=int, default=64, help="samples of each of a step's 4 batches")
+    parser.add_argument("--films", type=int, default=6000, help="clips to train on")
+    parser.add_argument("--sections", type=int, nargs="+", default=[4, 4, 8], help="of the clips, in equal shares")
+    parser.add_argument("--muon", type=float, default=0.02, help="learning rate of the blocks' matrices")
+    parser.add_argument("--adamw", type=float, default=1e-3, help="learning rate of everything else")
+    parser.add_argument("--tested", type=int, default=64, help="held-out films that are measured")
+    parser.add_argument("--sampling-steps", type=int, default=25, help="of the measured films")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which a CPU never uses")
 
 
 def attach_host(host: Path) -> None:
     """Make ComfyUI importable, and the pack under an alias (our folder `nodes` would hide ComfyUI's module)."""
     sys.path.insert(0, str(host))
     arguments, sys.argv = sys.argv, sys.argv[:1]
-    import comfy.cli_args  # noqa: F401
+    import comfy.cli_args
 
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()  # the host does not see for itself
     sys.argv = arguments
     pack = types.ModuleType("framepack_pack")
     pack.__path__ = [str(ROOT)]
