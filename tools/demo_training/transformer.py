@@ -19,7 +19,7 @@ from ...framepack_core.training.loop import TrainingRun, compile_blocks, every, 
 from ...framepack_core.training.objective import Objective, flow_loss
 from ...framepack_core.training.optimizer import Rates, Schedule
 from ...framepack_core.training.run_files import averaged_weights, load_run, save_run
-from ...framepack_core.training.sections import Batch, Drawing, Layout, draw_batches, usual_layouts
+from ...framepack_core.training.sections import Batch, CutIndex, Drawing, Layout, draw_batches, usual_layouts
 from .dataset import Dataset
 from .films import WINDOW
 
@@ -114,10 +114,11 @@ def train_transformer(
     device = dataset.clips.latents.device
     objective = Objective(shift=SHIFT, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32)
     drawing = demo_drawing(training, int(dataset.clips.sections.max()))
+    index = CutIndex(dataset.clips, dataset.prompts)
     clock = {"step": run.step, "time": time.monotonic()}
 
     def batches() -> list[Batch]:
-        return draw_batches(dataset.clips, dataset.prompts, drawing, run.generators)
+        return draw_batches(dataset.clips, dataset.prompts, drawing, run.generators, index)
 
     def loss(model: Any, batch: Batch) -> Tensor:
         return flow_loss(model, batch, objective, run.generators.noise)
