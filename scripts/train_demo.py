@@ -67,8 +67,9 @@ def add_vae_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=10000, help="of the whole training; the last 40 %% slow down")
-    parser.add_argument("--batch", type=int, default=64, help="samples of each of a step's 4 batches")
+    parser.add_argument("--steps", type=int, default=14000, help="of the whole training; the last 40 %% slow down")
+    parser.add_argument("--batch", type=int, default=64, help="samples of each batch of a step")
+    parser.add_argument("--batches", type=int, default=4, help="of a step, in turn for backward and for F1")
     parser.add_argument("--films", type=int, default=6000, help="clips to train on")
     parser.add_argument("--sections", type=int, nargs="+", default=[4, 4, 8], help="of the clips, in equal shares")
     parser.add_argument("--muon", type=float, default=0.02, help="learning rate of the blocks' matrices")

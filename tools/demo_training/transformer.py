@@ -35,8 +35,9 @@ SHORT_SHARE = {
 class Training:
     """Of a whole training, however many calls it takes."""
 
-    steps: int = 10000
-    batch: int = 64  # samples of one layout; a step has 4 layouts, 2 for each direction
+    steps: int = 14000
+    batch: int = 64  # samples of one layout
+    batches: int = 4  # layouts in a step, half of them for each direction
     seed: int = 0
     drop_start: float = 0.15  # text-to-video must make a picture from nothing, so it gets more than the usual 0.1
     rates: Rates = Rates()  # noqa: RUF009  # frozen
@@ -86,7 +87,7 @@ def demo_drawing(training: Training, sections: int) -> Drawing:
     return Drawing(
         layouts,
         batch=training.batch,
-        batches=4,
+        batches=training.batches,
         drop_text=0.1,
         drop_start=training.drop_start,
         give_end=0.15,

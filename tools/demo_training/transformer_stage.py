@@ -44,6 +44,7 @@ def run_stage(arguments: argparse.Namespace) -> None:
     training = Training(
         arguments.steps,
         arguments.batch,
+        arguments.batches,
         arguments.seed,
         rates=replace(Rates(), muon=arguments.muon, adamw=arguments.adamw),
         compiles=device.type == "cuda" and not arguments.no_compile,
