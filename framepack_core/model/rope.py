@@ -23,7 +23,8 @@ class Rotation(NamedTuple):
 def rotation_grid(config: FramePackConfig, indices: tuple[int, ...], height: int, width: int, device) -> Tensor:
     """Cosines and sines [2, D/2, T, height, width] of a grid of patches, float32."""
     positions = (
-        torch.tensor(indices, dtype=torch.float32, device=device),
+        # made here and sent over: made there, it would wait for all work that the device still has
+        torch.tensor(indices, dtype=torch.float32).to(device, non_blocking=True),
         torch.arange(height, dtype=torch.float32, device=device),
         torch.arange(width, dtype=torch.float32, device=device),
     )

@@ -79,13 +79,42 @@ def usual_layouts(direction: Direction, sections: int, window: int) -> tuple[Lay
     return tuple(layouts.values())
 
 
-def draw_batches(clips: Clips, prompts: Prompts, drawing: Drawing, generators: Generators) -> list[Batch]:
-    """The batches of one training step. Raises ValueError when no clip is long enough for a layout."""
+class CutIndex:
+    """Which examples of a set can stand in one batch, found once for each place in a film and kept."""
+
+    def __init__(self, clips: Clips, prompts: Prompts) -> None:
+        self.clips, self.prompts = clips, prompts
+        self._known: dict[tuple[int, int], _Alike] = {}
+
+    def draw(self, layout: Layout, batch: int, generator: torch.Generator) -> Cut:
+        """See draw_cut."""
+        place = len(layout.plan.sections), layout.plan.place(layout.section)
+        if place not in self._known:
+            self._known[place] = _find_alike(self.clips, self.prompts, layout)
+        usable, shape, by_length = self._known[place]
+        if not len(usable):
+            raise ValueError(
+                f"No clip has {place[0]} sections; the longest has {int(self.clips.sections.max())}. "
+                "Train on layouts of shorter films, or on longer clips."
+            )
+        alike = by_length[int(usable[_below(len(usable), generator)])]
+        chosen = alike[torch.randint(len(alike), (batch,), generator=generator)]
+        return Cut(*torch.unravel_index(chosen, shape))
+
+
+def draw_batches(
+    clips: Clips, prompts: Prompts, drawing: Drawing, generators: Generators, index: CutIndex | None = None
+) -> list[Batch]:
+    """The batches of one training step; an index kept from step to step saves milliseconds with thousands of clips.
+
+    Raises ValueError when no clip is long enough for a layout.
+    """
+    index = index or CutIndex(clips, prompts)
     out = []
     for number in range(drawing.batches):
         layouts = drawing.layouts[number % len(drawing.layouts)]
         layout = layouts[_below(len(layouts), generators.choices)]
-        cut = draw_cut(clips, prompts, layout, drawing.batch, generators.choices)
+        cut = index.draw(layout, drawing.batch, generators.choices)
         given = _draw_given(clips, layout, cut, drawing, generators.choices)
         history = film_so_far(clips, layout, cut, given)
         noisy = add_drift(history, drawing.noisy_histories, drawing.history_noise, generators.noise)
@@ -98,18 +127,7 @@ def draw_cut(clips: Clips, prompts: Prompts, layout: Layout, batch: int, generat
 
     Raises ValueError when no clip is long enough.
     """
-    lengths = _prompt_lengths(clips, prompts, layout)  # [N, begins, V]
-    flat = lengths.flatten()
-    usable = flat.nonzero().squeeze(1)
-    if not len(usable):
-        raise ValueError(
-            f"No clip has {len(layout.plan.sections)} sections; the longest has {int(clips.sections.max())}. "
-            "Train on layouts of shorter films, or on longer clips."
-        )
-    length = flat[usable[_below(len(usable), generator)]]
-    alike = (flat == length).nonzero().squeeze(1)
-    chosen = alike[torch.randint(len(alike), (batch,), generator=generator)]
-    return Cut(*torch.unravel_index(chosen, lengths.shape))
+    return CutIndex(clips, prompts).draw(layout, batch, generator)
 
 
 def make_batch(
@@ -193,6 +211,22 @@ def read_section(clips: Clips, cut: Cut, place: int, window: int) -> Tensor:
 
 def _still(clips: Clips, rows: Tensor, borders: Tensor) -> Tensor:
     return clips.stills[rows, borders].unsqueeze(2).float()  # [B, 16, 1, h, w]
+
+
+class _Alike(NamedTuple):
+    """Examples as numbers in a table of [clips, begins, wordings]."""
+
+    usable: Tensor  # prompt length of each example that fits into its clip
+    shape: torch.Size  # of the table
+    by_length: dict[int, Tensor]  # numbers of the examples with prompts of this length
+
+
+def _find_alike(clips: Clips, prompts: Prompts, layout: Layout) -> _Alike:
+    lengths = _prompt_lengths(clips, prompts, layout)
+    flat = lengths.flatten()
+    usable = flat[flat > 0]
+    by_length = {length: (flat == length).nonzero().squeeze(1) for length in usable.unique().tolist()}
+    return _Alike(usable, lengths.shape, by_length)
 
 
 def _prompt_lengths(clips: Clips, prompts: Prompts, layout: Layout) -> Tensor:

@@ -18,8 +18,8 @@ class WeightAverage:
     def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
         """Take in the parameters after `step` steps (from 1): decay is at most (1 + step) / (10 + step)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self.values.items():
-            value.lerp_(parameters[name].detach().float(), 1 - decay)
+        newest = [parameters[name].detach().float() for name in self.values]
+        torch._foreach_lerp_(list(self.values.values()), newest, 1 - decay)  # one launch for all
 
     @torch.no_grad()
     def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:

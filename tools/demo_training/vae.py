@@ -6,24 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from framepack_pack.framepack_core.affine_norm import use_affine_norms
-from framepack_pack.framepack_core.atomic_files import write_atomically
-from framepack_pack.framepack_core.model.config import METADATA_KEY
-from framepack_pack.framepack_core.training.autoencoder import (
+from torch import Tensor
+
+from ...framepack_core.affine_norm import use_affine_norms
+from ...framepack_core.atomic_files import write_atomically
+from ...framepack_core.model.config import METADATA_KEY
+from ...framepack_core.training.autoencoder import (
     code,
     coding_loss,
     initialise_autoencoder,
     psnr,
     scale_latents,
 )
-from framepack_pack.framepack_core.training.loop import TrainingRun, every, new_run, train
-from framepack_pack.framepack_core.training.optimizer import Rates, Schedule
-from framepack_pack.framepack_core.training.run_files import load_run, save_run
-from framepack_pack.tools.demo_world.motion import film_states
-from framepack_pack.tools.demo_world.render import render
-from framepack_pack.tools.demo_world.sampling import random_scenes
-from framepack_pack.tools.demo_world.scene import Scenes
-from torch import Tensor
+from ...framepack_core.training.loop import TrainingRun, every, new_run, train
+from ...framepack_core.training.optimizer import Rates, Schedule
+from ...framepack_core.training.run_files import load_run, save_run
+from ..demo_world.motion import film_states
+from ..demo_world.render import render
+from ..demo_world.sampling import random_scenes
+from ..demo_world.scene import Scenes
 
 FILM_SECTIONS = 4
 WINDOW_FRAMES = 17  # 5 latents
