@@ -142,7 +142,7 @@ def make_batch(
     length = int(prompts.lengths[rows[0]])
     rows = rows.to(device, non_blocking=True)
     conditions = Conditions(
-        packed=pack_there(history, layout.section),
+        packed=pack_there(history, layout.section, device),
         context=prompts.features[rows, :length],
         pooled=prompts.pooled[rows],
         image_embeds=history.image_embeds,
@@ -192,10 +192,8 @@ def add_drift(history: History, share: float, most: float, generator: torch.Gene
     return history._replace(sections=tuple(sections))
 
 
-def pack_there(history: History, section: Section) -> PackedHistory:
-    """packing.pack_history of a history that lies on any device, and stays there."""
-    tensors = [*history.sections, history.start_latent, history.end_latent]
-    device = next((tensor.device for tensor in tensors if tensor is not None), torch.device("cpu"))
+def pack_there(history: History, section: Section, device: torch.device) -> PackedHistory:
+    """packing.pack_history on a device, where the history's tensors, if it has any, already lie."""
     with device:
         return pack_history(history, section)
 

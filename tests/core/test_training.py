@@ -64,6 +64,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
+CPU = torch.device("cpu")
+
+
 def tiny_model(seed=0):
     model = FramePackTransformer(SIZES, operations=operations)
     initialise(model, seed)
@@ -221,7 +224,7 @@ def test_drift_touches_only_what_was_made():
     cut = Cut(torch.arange(3).repeat(40), torch.zeros(120, dtype=torch.int64), torch.zeros(120, dtype=torch.int64))
     history = film_so_far(clips, layout, cut, Given(end=True))
     noisy = add_drift(history, 0.5, 0.1, torch.Generator().manual_seed(0))
-    clean_pack, noisy_pack = pack_there(history, layout.section), pack_there(noisy, layout.section)
+    clean_pack, noisy_pack = pack_there(history, layout.section, CPU), pack_there(noisy, layout.section, CPU)
     assert torch.equal(noisy.start_latent, history.start_latent)
     assert torch.equal(noisy.end_latent, history.end_latent)
     assert torch.equal(noisy_pack.history_4x, clean_pack.history_4x)  # only the end image and zeros are that far
