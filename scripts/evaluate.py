@@ -1,9 +1,9 @@
 """Measures what a checkpoint of the demo world can do: `python3 scripts/evaluate.py --host ComfyUI`.
 
-Makes films through a real ComfyUI MODEL, judges them, and writes evaluation.json, README.md and contact sheets into --out,
-after every row. Rows that are there already are not made again, unless --again. Needs an interpreter with ComfyUI's
-requirements; all rows take minutes on a large GPU. On a CPU: `--films 4 --only backward`. All films of a row are one
-batch, so seconds per film are those of that batch, and a step cache decides for all of its films at once.
+Makes films through a real ComfyUI MODEL, judges them, and writes evaluation.json, README.md and contact sheets into
+--out, after every row. Rows that are there already are not made again, unless --again. Needs an interpreter with
+ComfyUI's requirements; all rows take minutes on a large GPU. On a CPU: `--films 4 --only backward`. All films of a row
+are one batch, so seconds per film are those of that batch, and a step cache decides for all of its films at once.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT))
-from scripts.bench_section import attach_host
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # last, as our folder `nodes` must not hide ComfyUI's module
+from scripts.bench_section import ROOT, attach_host
 
 SHEET_FOLDER = "sheets"
 
@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace, device: str) -> int:
     from framepack_pack.tools.evaluation.films import Tools
     from framepack_pack.tools.evaluation.results import is_done, read_report, write_report
     from framepack_pack.tools.evaluation.table import markdown
-    from framepack_pack.tools.evaluation.variants import VARIANTS, NotHere
+    from framepack_pack.tools.evaluation.variants import VARIANTS, NotHereError
 
     names = [variant.name for variant in VARIANTS]
     if arguments.list:
@@ -83,7 +83,7 @@ def evaluate(arguments: argparse.Namespace, device: str) -> int:
         begun = time.perf_counter()
         try:
             row = measured_row(tools, variant, arguments, device)
-        except NotHere as reason:
+        except NotHereError as reason:
             row = {"not_here": str(reason)}
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             failed, row = 1, {"failed": f"{type(error).__name__}: {error}"}
@@ -97,28 +97,46 @@ def evaluate(arguments: argparse.Namespace, device: str) -> int:
 
 def measured_row(tools: Any, variant: Any, arguments: argparse.Namespace, device: str) -> dict[str, Any]:
     """Figures of one variant, and its contact sheet."""
-    from framepack_pack.tools.evaluation.films import draw_films, make_films
-    from framepack_pack.tools.evaluation.measures import measure, start_psnr
+    from framepack_pack.tools.evaluation.films import draw_films
+    from framepack_pack.tools.evaluation.measures import measure
     from framepack_pack.tools.evaluation.sheets import save_sheet
 
     sections = variant.sections or arguments.sections
     scenes, prompts = draw_films(min(arguments.films, variant.films), sections, arguments.seed)
-    order = variant.order._replace(seed=arguments.seed)
-    films = make_films(tools, scenes, variant.prompts(prompts), order, variant.patch, variant.finish)
-    row = measure(scenes, films.frames, order.has_start, device)
+    row: dict[str, Any] = {"films": len(scenes), "sections": sections}
+    if variant.frames is not None:
+        frames = variant.frames(tools, scenes)
+    else:
+        frames, cost = sampled_films(tools, variant, scenes, prompts, arguments.seed)
+        row |= cost
+    row |= measure(scenes, frames, variant.order.has_start, device)
     sheet = arguments.out / SHEET_FOLDER / f"{file_name(variant.name)}.png"
-    save_sheet(sheet, scenes, prompts, films.frames, order.has_start)
-    round_trip = films.start_round_trip
-    return {
-        **row,
-        "vae_psnr": None if round_trip is None else float(start_psnr(scenes, round_trip).mean()),
-        "films": len(scenes),
-        "sections": sections,
+    save_sheet(sheet, scenes, prompts, frames, variant.order.has_start)
+    return row
+
+
+def sampled_films(
+    tools: Any, variant: Any, scenes: Any, prompts: list[list[str]], seed: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """Frames of the transformer's films, and what they cost."""
+    from framepack_pack.framepack_core.history import film_latents
+    from framepack_pack.tools.evaluation.films import decode_films, sample_films
+    from framepack_pack.tools.evaluation.measures import start_psnr
+
+    order = variant.order._replace(seed=seed)
+    sampled = sample_films(tools, scenes, variant.prompts(prompts), order, variant.patch)
+    history = variant.finish(sampled.history)
+    begun = time.perf_counter()
+    frames = decode_films(tools, history)
+    decoding = time.perf_counter() - begun
+    round_trip = sampled.start_round_trip
+    return frames, {
         "steps": order.steps,
-        "model_calls": films.model_calls,
-        "sampling_s_per_film": films.sampling_seconds / len(scenes),
-        "decoding_s_per_film": films.decoding_seconds / len(scenes),
-        "latents_sha256": hashlib.sha256(films.latents.contiguous().numpy().tobytes()).hexdigest(),
+        "model_calls": sampled.model_calls,
+        "sampling_s_per_film": sampled.seconds / len(scenes),
+        "decoding_s_per_film": decoding / len(scenes),
+        "vae_psnr": None if round_trip is None else float(start_psnr(scenes, round_trip).mean()),
+        "latents_sha256": hashlib.sha256(film_latents(history).contiguous().numpy().tobytes()).hexdigest(),
     }
 
 

@@ -1,4 +1,6 @@
-"""Mistakes that a FramePack implementation could make. Films made with one must be called wrong, or the measures are blind.
+"""Mistakes that a FramePack implementation could make.
+
+Films made with one must be called wrong, or the measures are blind.
 
 Those of the history are changes of MODEL: a wrapper around the transformer that alters what it is given.
 """

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import comfy.model_management
 import comfy.samplers
 import torch
 from framepack_pack.framepack_core.comfy_host.checkpoint_set import CheckpointSet, load_checkpoint_set
@@ -21,7 +20,7 @@ from framepack_pack.framepack_core.comfy_host.section_denoiser import (
 )
 from framepack_pack.framepack_core.comfy_host.text_encoding import encode_prompt
 from framepack_pack.framepack_core.constants import GUIDANCE, LATENT_WINDOW_SIZE
-from framepack_pack.framepack_core.history import History, film_latents, new_history
+from framepack_pack.framepack_core.history import History, new_history
 from framepack_pack.framepack_core.prompt_ranges import PromptRange
 from framepack_pack.framepack_core.schedule import section_sigmas
 from framepack_pack.framepack_core.section_plan import Direction, plan_backward, plan_forward
@@ -53,15 +52,13 @@ class Order(NamedTuple):
     seed: int = 0
 
 
-class Films(NamedTuple):
-    """B films and what they cost."""
+class Sampled(NamedTuple):
+    """B films as latents, and what they cost."""
 
-    frames: Tensor  # [B, F, H, W, 3] 0..1, on the CPU
-    latents: Tensor  # [B, 16, T, h, w]
-    start_round_trip: Tensor | None  # [B, H, W, 3] the start image through the VAE alone
-    model_calls: int  # runs of the last block, for all films at once
-    sampling_seconds: float
-    decoding_seconds: float
+    history: History
+    start_round_trip: Tensor | None  # [B, H, W, 3] the start images through the VAE alone
+    model_calls: int  # runs of the transformer's last block, for all films at once
+    seconds: float
 
 
 class Tools:
@@ -98,15 +95,10 @@ def draw_films(count: int, sections: int, seed: int) -> tuple[Scenes, Prompts]:
     return scenes, [captions(scenes, section, generator, full=True) for section in range(sections)]
 
 
-def make_films(
-    tools: Tools,
-    scenes: Scenes,
-    prompts: Prompts,
-    order: Order,
-    patch: Callable[[Any], Any] = unchanged,
-    finish: Callable[[History], History] = unchanged,
-) -> Films:
-    """All films as one batch. patch: MODEL to MODEL, before sampling; finish: History to History, before decoding."""
+def sample_films(
+    tools: Tools, scenes: Scenes, prompts: Prompts, order: Order, patch: Callable[[Any], Any] = unchanged
+) -> Sampled:
+    """All films as one batch. patch: MODEL to MODEL."""
     model = patch(tools.model(order.weight_dtype))
     history, start_round_trip = empty_history(tools, scenes, order)
     positive = section_prompts(tools, prompts)
@@ -117,17 +109,28 @@ def make_films(
     with _model_calls(model) as calls:
         begun = time.perf_counter()
         history = sample(model, positive, negative, history, sampling)
-        sampled = time.perf_counter()
-    history = finish(history)
-    frames = decode_frames(history, tools.checkpoint.vae).unflatten(0, (len(scenes), -1))
-    return Films(
-        frames=frames,
-        latents=film_latents(history),
-        start_round_trip=start_round_trip,
-        model_calls=len(calls),
-        sampling_seconds=sampled - begun,
-        decoding_seconds=time.perf_counter() - sampled,
-    )
+        seconds = time.perf_counter() - begun  # the latents are on the CPU, so the device is done
+    return Sampled(history, start_round_trip, len(calls), seconds)
+
+
+def decode_films(tools: Tools, history: History) -> Tensor:
+    """What FramePack Decode gives, [B, F, H, W, 3]."""
+    return decode_frames(history, tools.checkpoint.vae).unflatten(0, (history.shape[0], -1))
+
+
+def true_films(_: Tools, scenes: Scenes) -> Tensor:
+    """The world's own films, [B, F, H, W, 3]."""
+    films = [render(scenes[film : film + 1], range(scenes.frames), SIZE, SIZE) for film in range(len(scenes))]
+    return torch.cat(films)  # one by one: rendering takes much more memory than its result
+
+
+def vae_round_trip(tools: Tools, scenes: Scenes) -> Tensor:
+    """The world's own films through the VAE alone, [B, F, H, W, 3]: what no transformer can surpass."""
+    vae, films = tools.checkpoint.vae, []
+    for film in range(len(scenes)):
+        frames = render(scenes[film : film + 1], range(scenes.frames), SIZE, SIZE)[0]
+        films.append(vae.decode(vae.encode(frames)))
+    return torch.cat(films)
 
 
 def empty_history(tools: Tools, scenes: Scenes, order: Order) -> tuple[History, Tensor | None]:
@@ -192,12 +195,6 @@ def sample_by_hand(
         samples = _values(advanced.execute(noise, guider, sampling.sampler, sampling.sigmas.clone(), latent))[0]
         history = FramePackAppendSection.execute(history, samples).args[0]
     return history
-
-
-def free_memory() -> None:
-    """Unloads what rows before have left on the device."""
-    comfy.model_management.unload_all_models()
-    comfy.model_management.soft_empty_cache()
 
 
 def _values(node_output: Any) -> Any:

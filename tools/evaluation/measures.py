@@ -1,4 +1,7 @@
-"""Frames of films to figures. The judge sees frames and, where a start image fixes it, the picture behind the object."""
+"""Frames of films to figures.
+
+The judge sees the frames and, where a start image fixes it, the picture behind the object.
+"""
 
 from typing import Any
 
@@ -114,7 +117,7 @@ def _direction(motion: str) -> int:
 
 
 def _mistakes(asked: Tensor, judged: Tensor) -> dict[str, int]:
-    """"asked -> judged" and how often, the most frequent first."""
+    """ "asked -> judged" and how often, the most frequent first."""
     pairs = list(zip(asked.flatten().tolist(), judged.flatten().tolist(), strict=True))
     wrong = [f"{MOTIONS[a]} -> {MOTIONS[b]}" for a, b in pairs if a != b]
     return dict(sorted(((name, wrong.count(name)) for name in set(wrong)), key=lambda item: (-item[1], item[0])))

@@ -18,8 +18,8 @@ def read_report(file: Path, made_with: dict[str, Any]) -> Report:
         there = ", ".join(f"{name} {report['made_with'].get(name)}" for name in other)
         here = ", ".join(f"{name} {made_with[name]}" for name in other)
         raise ValueError(
-            f"{file} holds rows made with {there}; this run has {here}, and rows of one table must compare. Name another "
-            "folder with --out, or move that file away."
+            f"{file} holds rows made with {there}; this run has {here}, and rows of one table must compare. "
+            "Name another folder with --out, or move that file away."
         )
     return report
 

@@ -7,15 +7,18 @@ from typing import Any
 import comfy.ldm.modules.attention as host_attention
 from framepack_pack.framepack_core.history import History
 from framepack_pack.framepack_core.section_plan import Direction
+from framepack_pack.tools.demo_world.scene import Scenes
+from torch import Tensor
 
-from .controls import reversed_sections, shifted_prompts, without_history, with_swapped_history
-from .films import Order, Prompts, unchanged
+from .controls import reversed_sections, shifted_prompts, with_swapped_history, without_history
+from .films import Order, Prompts, Tools, true_films, unchanged, vae_round_trip
 
 FORWARD = Direction.FORWARD
+USUAL = Order()
 ALL = 1_000_000
 
 
-class NotHere(RuntimeError):
+class NotHereError(RuntimeError):
     """This host or machine lacks what a row needs."""
 
 
@@ -24,10 +27,11 @@ class Variant:
     """One row of the table."""
 
     name: str
-    order: Order = Order()
+    order: Order = USUAL
     sections: int | None = None  # None: as the command line says
     films: int = ALL  # at most
-    patch: Callable[[Any], Any] = unchanged  # MODEL -> MODEL; raises NotHere
+    frames: Callable[[Tools, Scenes], Tensor] | None = None  # for films that no transformer makes
+    patch: Callable[[Any], Any] = unchanged  # MODEL -> MODEL; raises NotHereError
     prompts: Callable[[Prompts], Prompts] = unchanged
     finish: Callable[[History], History] = unchanged
 
@@ -39,7 +43,7 @@ def easy_cache(threshold: float, node: str = "EasyCacheNode") -> Callable[[Any],
         try:
             from comfy_extras import nodes_easycache
         except ImportError as error:
-            raise NotHere("this ComfyUI has no EasyCache") from error
+            raise NotHereError("this ComfyUI has no EasyCache") from error
         output = getattr(nodes_easycache, node).execute(model, threshold, 0.15, 0.95, False)
         return getattr(output, "args", output)[0]
 
@@ -51,7 +55,7 @@ def attention(name: str) -> Callable[[Any], Any]:
 
     def patch(model: Any) -> Any:
         if not getattr(host_attention, f"{name.upper()}_ATTENTION_IS_AVAILABLE", True):
-            raise NotHere(f"{name} attention is not installed")
+            raise NotHereError(f"{name} attention is not installed")
         function = getattr(host_attention, f"attention_{name}")
         model = model.clone()
         model.model_options["transformer_options"]["optimized_attention_override"] = lambda _, *args, **kwargs: (
@@ -63,6 +67,9 @@ def attention(name: str) -> Callable[[Any], Any]:
 
 
 VARIANTS = (
+    # what is the best that can be: the judge on true films, and the VAE alone
+    Variant("true films", frames=true_films),
+    Variant("VAE alone", frames=vae_round_trip),
     # what the pack does
     Variant("backward"),
     Variant("forward", Order(FORWARD)),
