@@ -31,8 +31,10 @@ def judged_motions(scenes: Scenes, frames: Tensor, knows_background: bool = True
     background = paint_backgrounds(scenes, *frames.shape[2:4]) if knows_background else None
     judged = []
     for section in range(scenes.sections):
-        part = frames[:, _places(scenes, frames, section_frames(section))].to(device)
-        judged.append(judge_motion(part, background).cpu())
+        numbers = section_frames(section)
+        part = frames[:, _places(scenes, frames, numbers)].to(device)
+        missing = (len(numbers) - part.shape[1]) / (len(numbers) - 1)
+        judged.append(judge_motion(part, background, begin=missing).cpu())
     return torch.stack(judged, 1)
 
 
