@@ -33,6 +33,9 @@ def main() -> int:
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = device == "cpu"
+    import comfy.utils
+
+    comfy.utils.set_progress_bar_enabled(False)
     with torch.inference_mode():
         return evaluate(arguments, device)
 

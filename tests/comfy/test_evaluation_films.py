@@ -12,7 +12,7 @@ from framepack_pack.tools.evaluation.controls import (
     without_history,
 )
 from framepack_pack.tools.evaluation.films import Order, Tools, draw_films, sample_films, section_prompts
-from framepack_pack.tools.evaluation.variants import NotHereError, attention, easy_cache
+from framepack_pack.tools.evaluation.variants import VARIANTS, NotHereError, attention, easy_cache
 
 SHORT = Order(steps=2)
 
@@ -77,6 +77,19 @@ def test_every_mistake_changes_the_film(tools, drawn):
     assert not torch.allclose(latents(tools, (scenes, shifted_prompts(prompts))), film, atol=1e-2)
     history = sample_films(tools, scenes, prompts, SHORT).history
     assert torch.equal(film_latents(reversed_sections(history))[:, :, 1:10], film[:, :, 10:])
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if v.frames is None and v.sections is None], ids=lambda variant: variant.name
+)
+def test_every_row_can_be_made(tools, variant):
+    scenes, prompts = draw_films(1, 1, seed=1)
+    order = variant.order._replace(steps=2)
+    try:
+        history = sample_films(tools, scenes, variant.prompts(prompts), order, variant.patch).history
+    except NotHereError as reason:
+        pytest.skip(str(reason))
+    assert torch.isfinite(film_latents(variant.finish(history))).all()
 
 
 def test_attention_of_a_row_is_used_and_a_missing_one_named(tools, drawn, monkeypatch):
