@@ -20,7 +20,6 @@ from torch import Tensor
 from ..constants import FRAMES_PER_SECOND
 
 
-
 class Encoder(NamedTuple):
     """An encoder of FFmpeg, and options that keep it from talking."""
 
@@ -104,7 +103,7 @@ def open_video(
     However else it ends, what has been written plays. Raises RuntimeError, which says so, when the disk fills.
     """
     with path.open("wb", buffering=0) as raw:
-        file = _Sink(raw)
+        file, writer = _Sink(raw), None
         try:
             with av.open(file, "w", format="mp4", options={"movflags": MOVFLAGS}) as container:
                 container.metadata.update(metadata or {})
@@ -113,18 +112,19 @@ def open_video(
                     yield writer
                     writer.finish()
                 except BaseException:
-                    file.closed_early = True  # or closing would turn the file into an ordinary one, without its end
+                    file.closed_early = True  # or closing would make an ordinary file of it, without its end
                     raise
-        except OSError as error:
-            failed = file.error or error
-            kept = keep_whole_fragments(path)
-            seconds = f"the film up to there, but for its last second or so, plays in {path}" if kept else "nothing"
-            raise RuntimeError(
-                f"The disk failed at frame {writer.frames} of {frames} ({failed.strerror}): {seconds} was kept."
-            ) from None
         except BaseException:
-            keep_whole_fragments(path)
-            raise
+            kept = keep_whole_fragments(path)
+            if file.error is None:
+                raise
+            outcome = (
+                f"all but the last second or so of that was kept and plays: {path}" if kept else "nothing was kept"
+            )
+            raise RuntimeError(
+                f"The disk failed at frame {writer.frames if writer else 0} of {frames} ({file.error.strerror}); "
+                f"{outcome}."
+            ) from None
 
 
 class VideoWriter:
