@@ -146,9 +146,9 @@ def collect(pieces: Iterable[Tensor], frames: int) -> Tensor:
 
 
 def fade(before: Tensor, after: Tensor, weights: Tensor) -> Tensor:
-    """[B, F, ...] twice and the first one's weights [F] -> their mixture."""
+    """[B, F, ...] twice and the first one's weights [F] -> their mixture, in the memory of `before`."""
     weights = weights.to(before).view(1, -1, *[1] * (before.ndim - 2))
-    return weights * before + (1 - weights) * after
+    return before.mul_(weights).add_((1 - weights) * after)
 
 
 def checked_latents(history: History, samples: Tensor | None = None) -> Tensor:

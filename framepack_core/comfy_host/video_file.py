@@ -156,13 +156,15 @@ class VideoWriter:
 
     def write(self, frames: Tensor) -> None:
         """Frames [F, H, W, 3], values 0 to 1, on the CPU. Raises OSError when the file cannot be written."""
-        # truncated to whole levels, as FP's writer and core's do
-        if self._deep:
-            pixels, layout = (frames * 65535).clamp(0, 65535).to(torch.int32).numpy().astype("uint16"), "rgb48le"
-        else:
-            pixels, layout = (frames * 255).clamp(0, 255).to(torch.uint8).numpy(), "rgb24"
-        for picture in pixels:
-            frame = av.VideoFrame.from_ndarray(picture, format=layout)
+        for picture in frames:  # one by one: all at once would be held as levels too
+            # truncated to whole levels, as FP's writer and core's do
+            if self._deep:
+                levels = (picture * 65535).clamp(0, 65535).to(torch.int32).numpy().astype("uint16")
+                frame = av.VideoFrame.from_ndarray(levels, format="rgb48le")
+            else:
+                frame = av.VideoFrame.from_ndarray(
+                    (picture * 255).clamp(0, 255).to(torch.uint8).numpy(), format="rgb24"
+                )
             frame = frame.reformat(format=self._video.pix_fmt, dst_colorspace=BT709)
             frame.pts, frame.time_base = self.frames, 1 / self._rate
             self._encode(frame)
