@@ -101,15 +101,15 @@ class FramePackDecodeVideo(io.ComfyNode):
     def execute(
         cls,
         vae,
+        codec,
+        crf,
+        fps,
+        pixel_format,
         history=None,
         samples=None,
         mode=SECTIONS,
         chunk=0,
         tile_size=0,
-        codec="h264",
-        crf=CRF,
-        fps=float(FRAMES_PER_SECOND),
-        pixel_format=PIXEL_FORMATS[0],
         audio=None,
     ) -> io.NodeOutput:
         problem = cls.validate_inputs(codec, pixel_format)

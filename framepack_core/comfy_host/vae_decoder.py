@@ -1,6 +1,5 @@
 """The host's VAE as the `decode` of the core: sized by free memory, and smaller where memory runs out."""
 
-import copy
 import logging
 import math
 from typing import Any, NamedTuple
@@ -40,7 +39,7 @@ def ladder(chunk: int, height: int, width: int, tile: int = 0) -> list[Rung]:
         rungs.append(Rung(chunk, tile))
     smaller = [size for size in TILES if size < min(max(height, width), tile or math.inf)]
     tiled = min(rungs[0].chunk, TILED_CHUNK)
-    return [*rungs, *(Rung(tiled, size) for size in smaller), Rung(tiled, tile, on_cpu=True)]
+    return [*rungs, *(Rung(tiled, size) for size in smaller), Rung(tiled, on_cpu=True)]
 
 
 class VaeDecoder:
@@ -86,12 +85,11 @@ class VaeDecoder:
     def _attempt(self, latents: Tensor) -> Tensor | None:
         """Frames, or None when the device ran out of memory."""
         rung = self.rungs[0]
-        vae = _on_cpu(self.vae) if rung.on_cpu else self.vae
         spans = chunk_spans(range(latents.shape[2]), rung.chunk)
 
         def decode(number: int) -> Tensor:
             span = spans[number]
-            return self._call(vae, latents[:, :, span.start : span.stop], rung)
+            return self._call(latents[:, :, span.start : span.stop], rung)
 
         try:
             if len(spans) == 1:
@@ -102,13 +100,14 @@ class VaeDecoder:
                 raise
         return None  # not in the except block: the exception holds on to what had been allocated
 
-    def _call(self, vae: Any, latents: Tensor, rung: Rung) -> Tensor:
+    def _call(self, latents: Tensor, rung: Rung) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        vae = self.vae
         if rung.tile:
             frames = vae.decode_tiled(latents, tile_x=rung.tile, tile_y=rung.tile, overlap=rung.tile // 4)
         else:
-            self._load(vae, self._need(rung))
-            frames = vae.first_stage_model.decode(latents.to(vae.device, vae.vae_dtype))  # [B, 3, F, H, W]
+            device = self._load(rung)
+            frames = vae.first_stage_model.decode(latents.to(device, vae.vae_dtype))  # [B, 3, F, H, W]
             frames = vae.process_output(frames.float()).movedim(1, -1)  # [B, F, H, W, 3]
         if frames.isnan().any():
             raise ValueError(
@@ -121,16 +120,20 @@ class VaeDecoder:
         height, width = (min(side, rung.tile or side) for side in self.shape[3:])
         return SAFETY * self.vae.memory_used_decode((1, self.shape[1], rung.chunk, height, width), self.vae.vae_dtype)
 
-    def _load(self, vae: Any, need: float) -> None:
-        if getattr(vae.patcher, "is_dynamic", bool)() and vae.device.type == "cpu":
-            return  # its layers fetch their weights themselves
-        comfy.model_management.load_models_gpu([vae.patcher], memory_required=need, force_full_load=vae.disable_offload)
+    def _load(self, rung: Rung) -> torch.device:
+        """The device that holds the VAE from now on, until the host loads it elsewhere."""
+        host, vae = comfy.model_management, self.vae
+        if rung.on_cpu:
+            host.unload_all_models()  # so that the host knows that it is not on its device any more
+            vae.first_stage_model.to("cpu")
+            return torch.device("cpu")
+        need = min(self._need(rung), 0.8 * host.get_total_memory(vae.device))  # or the host would offload the VAE too
+        host.load_models_gpu([vae.patcher], memory_required=need, force_full_load=vae.disable_offload)
+        return vae.device
 
     def _start_where_it_fits(self) -> None:
         """Drops rungs that are estimated not to fit; what is estimated to need the CPU is tried on the device."""
-        device = self.vae.device
-        total = comfy.model_management.get_total_memory(device)
-        self._load(self.vae, min(self._need(self.rungs[0]), 0.8 * total))
+        device = self._load(self.rungs[0])
         free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
         on_device = [rung for rung in self.rungs if not rung.on_cpu]
         first = next((rung for rung in on_device if self._need(rung) <= free), on_device[-1])
@@ -141,13 +144,5 @@ class VaeDecoder:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    test = getattr(comfy.model_management, "is_oom", None)  # since ComfyUI 0.4
+    test = getattr(comfy.model_management, "is_oom", None)  # not in ComfyUI 0.3.75
     return test(error) if test else isinstance(error, comfy.model_management.OOM_EXCEPTION)
-
-
-def _on_cpu(vae: Any) -> Any:
-    """The same VAE loaded to the CPU, as core's Select Device nodes retarget a model."""
-    vae = copy.copy(vae)
-    vae.patcher = vae.patcher.clone()
-    vae.device = vae.patcher.load_device = vae.patcher.offload_device = torch.device("cpu")
-    return vae

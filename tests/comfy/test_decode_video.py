@@ -34,6 +34,11 @@ def film(new_film):
     return make
 
 
+def decode_video(vae, *inputs, codec="h264", crf=16, fps=30.0, pixel_format="yuv420p", **others):
+    """The node with its defaults."""
+    return FramePackDecodeVideo.execute(vae, codec, crf, fps, pixel_format, *inputs, **others)
+
+
 def pixels(path):
     with av.open(str(path)) as container:
         return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
@@ -42,7 +47,7 @@ def pixels(path):
 def test_the_file_has_the_frames_of_decode(tiny, film, temporary):
     history = film()
     images = FramePackDecode.execute(tiny.vae, history).args[0]
-    made = FramePackDecodeVideo.execute(tiny.vae, history, fps=24.0, crf=1, pixel_format="yuv444p")
+    made = decode_video(tiny.vae, history, fps=24.0, crf=1, pixel_format="yuv444p")
     (video,) = made.args[0]
     assert video.get_dimensions() == (64, 64)
     assert video.get_frame_count() == FRAMES
@@ -58,7 +63,7 @@ def test_the_file_has_the_frames_of_decode(tiny, film, temporary):
 def test_every_film_of_a_batch_has_its_file_and_none_is_overwritten(tiny, film, temporary):
     latents = {"samples": film_latents(film(2))}
     for count in (2, 4):
-        videos = FramePackDecodeVideo.execute(tiny.vae, None, latents, "whole").args[0]
+        videos = decode_video(tiny.vae, None, latents, "whole").args[0]
         assert len(videos) == 2
         assert len(list(temporary.iterdir())) == count
     first, second = (pixels(video.get_stream_source()) for video in videos)
@@ -71,7 +76,7 @@ def test_the_workflow_is_kept_as_save_video_keeps_it(tiny, film, temporary, monk
 
     monkeypatch.setattr(FramePackDecodeVideo, "hidden", Hidden, raising=False)
     audio = {"waveform": torch.zeros(1, 2, 44100), "sample_rate": 44100}
-    (video,) = FramePackDecodeVideo.execute(tiny.vae, film(), audio=audio).args[0]
+    (video,) = decode_video(tiny.vae, film(), audio=audio).args[0]
     with av.open(video.get_stream_source()) as container:
         assert json.loads(container.metadata["prompt"]) == Hidden.prompt
         assert json.loads(container.metadata["workflow"]) == Hidden.extra_pnginfo["workflow"]
@@ -88,12 +93,12 @@ def test_what_cannot_be_written_is_said_before_anything_runs(tiny, film, tmp_pat
     for codec, pixel_format, message in cases:
         assert message in FramePackDecodeVideo.validate_inputs(codec, pixel_format)
         with pytest.raises(ValueError, match=message):
-            FramePackDecodeVideo.execute(tiny.vae, film(), codec=codec, pixel_format=pixel_format)
+            decode_video(tiny.vae, film(), codec=codec, pixel_format=pixel_format)
     (tmp_path / "file").write_text("mine")
     monkeypatch.setattr(folder_paths, "get_temp_directory", lambda: str(tmp_path / "file" / "temp"))
     assert "cannot be written" in FramePackDecodeVideo.validate_inputs("h264", "yuv420p")
     with pytest.raises(ValueError, match="cannot be written"):
-        FramePackDecodeVideo.execute(tiny.vae, film())
+        decode_video(tiny.vae, film())
     hook.remove()
     assert not calls
 
