@@ -17,6 +17,7 @@ NODE_IDS = {
     "FramePackNativeAppendSection",
     "FramePackNativeApplyHistory",
     "FramePackNativeDecode",
+    "FramePackNativeDecodeVideo",
     "FramePackNativeLoadDemo",
     "FramePackNativeLoadModel",
     "FramePackNativeResolution",

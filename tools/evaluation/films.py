@@ -11,7 +11,8 @@ import torch
 from framepack_pack.framepack_core.comfy_host.checkpoint_set import CheckpointSet, load_checkpoint_set
 from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 from framepack_pack.framepack_core.comfy_host.conditioning import RANGE_KEY, Conditioning
-from framepack_pack.framepack_core.comfy_host.frames import decode_frames, encode_start
+from framepack_pack.framepack_core.comfy_host.film_decoding import decode_frames
+from framepack_pack.framepack_core.comfy_host.frames import encode_start
 from framepack_pack.framepack_core.comfy_host.section_denoiser import (
     Sampling,
     check_sampling,
@@ -115,7 +116,7 @@ def sample_films(
 
 def decode_films(tools: Tools, history: History) -> Tensor:
     """What FramePack Decode gives, [B, F, H, W, 3]."""
-    return decode_frames(history, tools.checkpoint.vae).unflatten(0, (history.shape[0], -1))
+    return decode_frames(tools.checkpoint.vae, history).unflatten(0, (history.shape[0], -1))
 
 
 def true_films(_: Tools, scenes: Scenes) -> Tensor:
