@@ -87,7 +87,7 @@ class HostTransformer(FramePackTransformer):
     """The transformer with the host's operations, attention and wrappers."""
 
     def __init__(self, image_model: str, dtype: Any = None, device: Any = None, operations: Any = None, **sizes: Any):
-        super().__init__(FramePackConfig(**sizes), dtype, device, operations, host_attention)
+        super().__init__(FramePackConfig(**sizes), dtype, device, operations, host_attention, host_weight_for)
         self.proj_out.comfy_cast_weights = True  # it computes in float32 whatever the weights are
 
     def forward(
@@ -117,6 +117,11 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_opti
     """The attention that the user chose for the host, looked up at each call so that overrides apply."""
     attention = comfy.ldm.modules.attention.optimized_attention
     return attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options or {})
+
+
+def host_weight_for(norm: torch.nn.Module, x: Tensor) -> Tensor:
+    """The weight of a norm layer wherever the host keeps it, patched."""
+    return comfy.ops.cast_bias_weight(norm, x)[0]
 
 
 def _full_rate_shape(group: Tensor, rate: int) -> list[float]:
