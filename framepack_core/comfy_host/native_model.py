@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
-from ..model.transformer import FramePackTransformer
+from ..model.transformer import FramePackTransformer, SectionInputs, StepInputs, crop
 from ..packing import PackedHistory
+from .shelf import shelve_step_layers
+from .step_sources import HISTORY_RATES, Call, CONDSources, parts_of_step, source_of
 
 IMAGE_MODEL = "framepack"
 HISTORY_KEY = "framepack_history"
-HISTORY_RATES = {"history_1x": 1, "history_2x": 2, "history_4x": 4}
+SOURCES = "sources"
 
 
 class FramePackModelConfig(comfy.supported_models.HunyuanVideo):
@@ -45,13 +47,29 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
         )
         self.memory_usage_factor_conds = tuple(HISTORY_RATES)
 
-    def _apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **conds: Any,
+    ) -> Tensor:
+        options = {} if transformer_options is None else transformer_options
         # denoised is formed from the rounded x, as the original does (FP k_diffusion/wrapper.py)
-        dtype = self.manual_cast_dtype or self.get_dtype()
-        return super()._apply_model(x.to(dtype).to(x.dtype), t, *args, **kwargs)
+        rounded = x.to(self.manual_cast_dtype or self.get_dtype())
+        call = Call(self, rounded, t, options, conds.pop(SOURCES), {**conds, "context": c_crossattn})
+        return super()._apply_model(
+            rounded.to(x.dtype), t, c_concat, c_crossattn, control, options, **conds, **parts_of_step(call)
+        )
 
     def extra_conds(self, **kwargs: Any) -> dict:
-        """Conditioning entry -> inputs of the module. Raises ValueError when the entry has no history."""
+        """Conditioning entry -> inputs of the module. Raises ValueError when the entry has no history.
+
+        Of padded prompts only the tokens are kept.
+        """
         out = super().extra_conds(**kwargs)
         packed: PackedHistory | None = kwargs.get(HISTORY_KEY)
         if packed is None:
@@ -60,15 +78,23 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
                 "FramePack Apply History, or use FramePack Sampler."
             )
         _check_size(packed, kwargs["noise"])
-        for name in HISTORY_RATES:  # to the device here: once a section, not once a step
-            history = self.process_latent_in(getattr(packed, name).to(kwargs["device"]))
-            out[name] = comfy.conds.CONDRegular(history)
-        out["frame_indices"] = comfy.conds.CONDConstant(packed.indices)
-        guidance = TIMESTEP_SCALE * kwargs.get("guidance", GUIDANCE)
-        out["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
         vision = kwargs.get("clip_vision_output")
-        if vision is not None:
-            out["image_embeds"] = comfy.conds.CONDRegular(vision.last_hidden_state.to(kwargs["device"]))
+        mask = out.pop("attention_mask", None)
+        context, lengths = crop(out["c_crossattn"].cond, None if mask is None else mask.cond)
+        inputs = {
+            "context": context,
+            "y": out["y"].cond,
+            "guidance": torch.FloatTensor([TIMESTEP_SCALE * kwargs.get("guidance", GUIDANCE)]),
+            "image_embeds": None if vision is None else vision.last_hidden_state,
+        }
+        out[SOURCES] = CONDSources((source_of(**inputs, lengths=lengths),))
+        out["frame_indices"] = comfy.conds.CONDConstant(packed.indices)
+        # to the device here: once a section, not once a step
+        inputs["c_crossattn"] = inputs.pop("context")
+        inputs.update({name: self.process_latent_in(getattr(packed, name)) for name in HISTORY_RATES})
+        for name, tensor in inputs.items():
+            if tensor is not None:
+                out[name] = comfy.conds.CONDRegular(tensor.to(kwargs["device"]))
         return out
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict:
@@ -80,7 +106,7 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
 
     def resize_cond_for_context_window(self, cond_key: str, cond_value: Any, *args: Any, **kwargs: Any) -> Any:
         # history is not a stretch of the window and must not be cut with it
-        return cond_value if cond_key in HISTORY_RATES or cond_key == "frame_indices" else None
+        return cond_value if cond_key in (*HISTORY_RATES, "frame_indices", SOURCES) else None
 
 
 class HostTransformer(FramePackTransformer):
@@ -89,6 +115,7 @@ class HostTransformer(FramePackTransformer):
     def __init__(self, image_model: str, dtype: Any = None, device: Any = None, operations: Any = None, **sizes: Any):
         super().__init__(FramePackConfig(**sizes), dtype, device, operations, host_attention, host_weight_for)
         self.proj_out.comfy_cast_weights = True  # it computes in float32 whatever the weights are
+        shelve_step_layers(self)
 
     def forward(
         self,
@@ -105,12 +132,19 @@ class HostTransformer(FramePackTransformer):
         # EasyCache reads the first and the last positional argument
         return executor.execute(x, timestep, context, options, **conds)
 
-    def _forward(self, x: Tensor, timestep: Tensor, context: Tensor, transformer_options: dict, **conds: Any) -> Tensor:
-        known = {name: conds[name] for name in _MODULE_CONDS if name in conds}
-        return super().forward(x, timestep, context, transformer_options=transformer_options, **known)
-
-
-_MODULE_CONDS = ("y", "guidance", "frame_indices", *HISTORY_RATES, "image_embeds", "attention_mask")
+    def _forward(
+        self,
+        x: Tensor,
+        _timestep: Tensor,
+        _context: Tensor,
+        transformer_options: dict,
+        *,
+        step: StepInputs,
+        section: SectionInputs,
+        mlp_piece: int | None,
+        **_made_from: Any,
+    ) -> Tensor:
+        return self.velocity(x, step, section, transformer_options, mlp_piece)
 
 
 def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict | None = None) -> Tensor:

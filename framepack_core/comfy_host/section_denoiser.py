@@ -13,11 +13,13 @@ from torch import Tensor
 from ..generate import Denoise, check_finite, generate
 from ..guidance import rescaled_guidance
 from ..history import History, due_section, section_shape
+from ..model.step_table import StepTable
 from ..packing import PackedHistory
 from ..schedule import section_noise
 from ..section_plan import Section
 from ..unipc import Solver, sample_flow_unipc
 from .conditioning import Conditioning, check_conditioning, check_model, section_conditioning
+from .step_sources import STEP_KEY, TABLE_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,20 @@ class SectionNoise(NamedTuple):
 
 def unipc_sampler(solver: Solver = "bh1") -> Any:
     """Our flow-UniPC as a SAMPLER."""
-    return comfy.samplers.KSAMPLER(sample_flow_unipc, {"solver": solver})
+    return comfy.samplers.KSAMPLER(_sample_unipc, {"solver": solver})
+
+
+def _sample_unipc(
+    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool | None, solver: Solver
+) -> Tensor:
+    """sample_flow_unipc, with every noise level also given as a number: no step has to ask the device for it."""
+    levels = iter(sigmas.tolist())  # each is evaluated once, in order
+
+    def named(x: Tensor, sigma: Tensor, model_options: dict, **kwargs: Any) -> Tensor:
+        options = {**model_options.get("transformer_options", {}), STEP_KEY: (sigma, next(levels))}
+        return model(x, sigma, model_options={**model_options, "transformer_options": options}, **kwargs)
+
+    return sample_flow_unipc(named, x, sigmas, extra_args, callback, disable, solver)
 
 
 def check_sampling(
@@ -114,13 +129,17 @@ def host_denoise(
     """
     steps = len(sampling.sigmas) - 1
     progress = _Progress(model, history, steps, sections * steps)
+    table = StepTable()
     if _rescales(sampling.cfg, sampling.guidance_rescale):
         model = model.clone()
         model.set_model_sampler_cfg_function(rescaled_guidance(sampling.guidance_rescale))
 
     def denoise(section: Section, packed: PackedHistory, noise: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        table.next_section()
         guider = comfy.samplers.CFGGuider(model)
+        options = guider.model_options
+        guider.model_options = {**options, "transformer_options": {**options["transformer_options"], TABLE_KEY: table}}
         conds = {"positive": section_conditioning(positive, history, section, packed)}
         if negative is not None:
             conds["negative"] = section_conditioning(negative, history, section, packed)

@@ -1,0 +1,206 @@
+"""Step tables: the same films with and without, made once, gone after the run, and their layers out of memory's way."""
+
+import copy
+import gc
+import weakref
+
+import comfy.lora
+import comfy.samplers
+import pytest
+import torch
+from framepack_pack.framepack_core.comfy_host.shelf import Shelved, shelved_bytes
+from framepack_pack.framepack_core.model.step_table import StepTable
+from framepack_pack.framepack_core.model.transformer import FramePackTransformer
+from framepack_pack.nodes.history import FramePackApplyHistory
+from safetensors.torch import save_file
+from sampler_run import STEPS, sample
+
+import nodes as core_nodes
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How many timesteps each call of step_inputs made."""
+    counts = []
+    right = FramePackTransformer.step_inputs
+
+    def counting(self, timesteps, *args, **kwargs):
+        counts.append(len(timesteps))
+        return right(self, timesteps, *args, **kwargs)
+
+    monkeypatch.setattr(FramePackTransformer, "step_inputs", counting)
+    return counts
+
+
+@pytest.fixture
+def without_tables(monkeypatch):
+    """Switches the memory of the tables off; everything is then made at every step."""
+
+    def switch():
+        monkeypatch.setattr(StepTable, "look_up", lambda self, prompt, timestep, schedule, make: make([timestep])[0])
+
+    return switch
+
+
+def film(tiny, positive, history, **settings):
+    return sample(tiny, positive, history, **settings)[1]["samples"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"cfg": 2.0}, {"cfg": 2.0, "guidance_rescale": 0.5}], ids=["alone", "cfg", "rescale"]
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_films_are_bit_equal_with_and_without(
+    tiny, positive, negative, new_film, made, without_tables, settings, batch
+):
+    settings = {**settings, "negative": negative}
+    history = new_film(count=2, batch=batch)
+    tabled = film(tiny, positive, history, **settings)
+    prompts = 3 if "cfg" in settings else 2
+    assert made == [STEPS] * prompts * batch, "one visit of the layers for each prompt and start image"
+    made.clear()
+    without_tables()
+    assert torch.equal(film(tiny, positive, history, **settings), tabled)
+    assert set(made) == {1}
+    assert len(made) == 2 * STEPS * batch * (2 if "cfg" in settings else 1)
+
+
+@pytest.mark.parametrize(("name", "invented"), [("euler", 0), ("heun", 0), ("dpmpp_2s_ancestral", 3), ("dpmpp_sde", 4)])
+def test_levels_that_a_sampler_invents_are_made_once(tiny, positive, new_film, made, without_tables, name, invented):
+    history = new_film(count=3)
+    sampler = comfy.samplers.sampler_object(name)
+    tabled = film(tiny, positive[:1], history, sampler=sampler)
+    assert sorted(made) == [1] * invented + [STEPS], "for three sections"
+    made.clear()
+    without_tables()
+    assert torch.equal(film(tiny, positive[:1], history, sampler=sampler), tabled)
+    assert len(made) > 1 + invented
+
+
+def test_a_section_wired_by_hand_has_a_table_of_its_own(tiny, positive, new_film, made):
+    section_positive, _, _, latent = FramePackApplyHistory.execute(positive, new_film()).args
+    for run in (1, 2):
+        core_nodes.KSampler().sample(
+            tiny.model, 5, 3, 1.0, "euler", "simple", section_positive, section_positive, latent
+        )
+        assert made == [3] * run
+
+
+def test_prompts_that_went_by_are_forgotten(tiny, positive, new_film, monkeypatch):
+    sizes = []
+    right = StepTable.next_section
+    monkeypatch.setattr(StepTable, "next_section", lambda self: (sizes.append(len(self)), right(self))[1])
+    film(tiny, positive, new_film("forward", 5))
+    assert sizes == [0, STEPS, 2 * STEPS, STEPS, STEPS], "the first prompt holds in section 0 alone"
+
+
+def test_prompts_of_unequal_length_in_one_conditioning(tiny, positive, new_film):
+    """Padded with a mask, as other encoders give them; padding is cut off and makes no difference."""
+    (context, extra), history = positive[1], new_film("forward", 1)
+    alone = [[context, {k: v for k, v in extra.items() if k != "framepack_range"}]]
+    length = context.shape[1]
+    padded = torch.cat([context, torch.randn(1, 5, context.shape[2])], dim=1)
+    mask = (torch.arange(length + 5) < length).long().unsqueeze(0)
+    masked = [[padded, {**alone[0][1], "attention_mask": mask}]]
+    assert torch.equal(film(tiny, masked, history), film(tiny, alone, history))
+
+    both = new_film("forward", 1, batch=2)
+    shorter = torch.cat([mask, (torch.arange(length + 5) < 9).long().unsqueeze(0)])
+    two = [[padded.repeat(2, 1, 1), {**alone[0][1], "attention_mask": shorter}]]
+    films = film(tiny, two, both)
+    cut = [[padded[:, :9], alone[0][1]]]
+    torch.testing.assert_close(films[:1], film(tiny, alone, both)[:1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(films[1:], film(tiny, cut, both)[1:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "transformer_blocks.0.norm1.linear",
+        "single_transformer_blocks.1.norm.linear",
+        "norm_out.linear",
+        "context_embedder.token_refiner.refiner_blocks.0.ff.net.2",
+        "time_text_embed.guidance_embedder.linear_1",
+        "image_projection.up",
+    ],
+)
+def test_loras_reach_the_shelved_layers(tiny, positive, new_film, tmp_path, monkeypatch, caplog, layer):
+    """As if the layer had the sum in its file; and the model without is unchanged after."""
+    plain = film(tiny, positive[:1], new_film(count=1))
+    weight = tiny.model.model_state_dict()[f"diffusion_model.{layer}.weight"]
+    down, up = torch.randn(2, weight.shape[1]), 0.1 * torch.randn(weight.shape[0], 2)
+    key = "lora_unet_" + layer.replace(".", "_")
+    save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}, tmp_path / "lora.safetensors")
+    monkeypatch.setattr(
+        core_nodes.folder_paths, "get_full_path_or_raise", lambda *_: str(tmp_path / "lora.safetensors")
+    )
+    (patched,) = core_nodes.LoraLoaderModelOnly().load_lora_model_only(tiny.model, "lora.safetensors", 1.0)
+    assert "lora key not loaded" not in caplog.text
+    assert "NOT LOADED" not in caplog.text
+    got = film(tiny, positive[:1], new_film(count=1), model=patched)
+    assert torch.equal(film(tiny, positive[:1], new_film(count=1)), plain)
+
+    kept = weight.clone()
+    weight.add_(up @ down)
+    try:
+        expected = film(tiny, positive[:1], new_film(count=1))
+    finally:
+        weight.copy_(kept)
+    assert not torch.equal(expected, plain)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_host_sees_the_state_but_not_the_layers(tiny):
+    """What the host's loaders walk, and what state dicts hold."""
+    model = tiny.model.model
+    with torch.device("meta"):
+        names = set(FramePackTransformer(model.diffusion_model.config).state_dict())
+    assert set(model.diffusion_model.state_dict()) == names
+
+    listed = {name for name, _ in model.diffusion_model.named_parameters()}
+    hidden = names - listed
+    assert {"norm_out.linear.weight", "transformer_blocks.1.norm1_context.linear.bias"} < hidden
+    parts = ("norm1", "norm1_context", "norm", "norm_out", "time_text_embed", "context_embedder", "image_projection")
+    assert all(any(part in name.split(".") for part in parts) for name in hidden)
+    assert not any(name.startswith("clean_x_embedder") or ".attn." in name.split("refiner")[0] for name in hidden)
+    loading = [entry[-2] if isinstance(entry[-2], torch.nn.Module) else entry[-3] for entry in tiny.model._load_list()]
+    shelved = {layer for part in model.modules() if isinstance(part, Shelved) for layer in part.module.modules()}
+    assert loading
+    assert not shelved & set(loading)
+    sizes = {name: tensor.nbytes for name, tensor in model.diffusion_model.state_dict().items()}
+    assert shelved_bytes(model) == sum(sizes[name] for name in hidden)
+
+
+def test_moving_the_model_leaves_the_shelf(tiny):
+    """As a full load of the host does."""
+    moved = copy.deepcopy(tiny.model.model.diffusion_model).to("meta")
+    assert moved.proj_out.weight.device.type == "meta"
+    assert moved.norm_out.linear.weight.device.type == "cpu"
+    assert tiny.model.model.diffusion_model.proj_out.weight.device.type == "cpu"
+
+
+def test_weights_load_through_the_shelf(tiny):
+    """Strictly, and into it: a checkpoint with other numbers gives another film."""
+    module = copy.deepcopy(tiny.model.model.diffusion_model)
+    state = {name: tensor + 1 for name, tensor in module.state_dict().items()}
+    assert not any(module.load_state_dict(state, strict=True))
+    assert torch.equal(module.norm_out.linear.weight, state["norm_out.linear.weight"])
+    missing, unexpected = module.load_state_dict(
+        {"norm_out.linear.weight": state["norm_out.linear.weight"]}, strict=False
+    )
+    assert "norm_out.linear.bias" in missing
+    assert not unexpected
+
+
+def test_nothing_stays_after_a_run(tiny, positive, negative, new_film, monkeypatch):
+    tables, right = [], StepTable.__init__
+    monkeypatch.setattr(StepTable, "__init__", lambda self: (tables.append(weakref.ref(self)), right(self))[1])
+    module = tiny.model.model
+    before = {name: sorted(vars(part)) for name, part in module.named_modules()}
+    options = copy.deepcopy(tiny.model.model_options)
+    film(tiny, positive, new_film(), negative=negative, cfg=2.0)
+    gc.collect()
+    assert tables
+    assert not any(table() is not None for table in tables)
+    assert {name: sorted(vars(part)) for name, part in module.named_modules()} == before
+    assert tiny.model.model_options == options
