@@ -5,6 +5,7 @@ from typing import Any
 import comfy.conds
 import comfy.ldm.modules.attention
 import comfy.model_base
+import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
 import comfy.supported_models
@@ -15,7 +16,7 @@ from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
 from ..model.transformer import FramePackTransformer, SectionInputs, StepInputs, crop
 from ..packing import PackedHistory
-from .shelf import shelve_step_layers
+from .shelf import patch_for_saving, shelve_step_layers
 from .step_sources import HISTORY_RATES, Call, CONDSources, parts_of_step, source_of
 
 IMAGE_MODEL = "framepack"
@@ -96,6 +97,12 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
             if tensor is not None:
                 out[name] = comfy.conds.CONDRegular(tensor.to(kwargs["device"]))
         return out
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict:
+        """With the LoRAs that are on it. Newer hosts patch while they save."""
+        if not hasattr(comfy.model_patcher.ModelPatcher, "model_state_dict_for_saving"):
+            patch_for_saving(self)
+        return super().state_dict_for_saving(*args, **kwargs)
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict:
         """Sizes of the history, in patches of the section, for the host's memory estimate."""

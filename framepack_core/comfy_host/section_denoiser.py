@@ -145,15 +145,18 @@ def host_denoise(
             conds["negative"] = section_conditioning(negative, history, section, packed)
         guider.inner_set_conds(conds)
         guider.set_cfg(sampling.cfg)
-        return guider.sample(
+        judge = _Judge(history.plan.name(section))
+        latents = guider.sample(
             noise,
             torch.zeros_like(noise),
             sampling.sampler,
             sampling.sigmas.clone(),  # core's uni_pc writes into them
-            callback=progress.callback(section),
+            callback=progress.callback(section, judge),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=history.seed,
         )
+        judge.confirm()
+        return latents
 
     return denoise
 
@@ -166,25 +169,52 @@ class _Progress:
     """One bar over all sections and steps, with the section in the making as preview."""
 
     def __init__(self, model: Any, history: History, steps: int, total: int) -> None:
-        self.plan = history.plan
         self.first = history.draws
         self.steps = steps
         self.bar = comfy.utils.ProgressBar(total)
         self.total = total
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
-    def callback(self, section: Section):
+    def callback(self, section: Section, judge: "_Judge"):
         done = (section.number - self.first) * self.steps
 
         def after_step(step: int, denoised: Tensor, _x: Tensor, _total_steps: int) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            check_finite(denoised, self.plan.name(section), step + 1)
+            judge.after_step(denoised, step + 1)
             preview = None
             if self.previewer:
                 preview = self.previewer.decode_latent_to_preview_image("JPEG", film_strip(denoised))
             self.bar.update_absolute(done + step + 1, self.total, preview)
 
         return after_step
+
+
+class _Judge:
+    """check_finite for the steps of a section. On a CUDA device a step is judged while the next one runs."""
+
+    def __init__(self, section_name: str) -> None:
+        self.section_name = section_name
+        self.pending: tuple[int, Tensor, torch.cuda.Event] | None = None
+
+    def after_step(self, denoised: Tensor, step: int) -> None:
+        """step counts from 1."""
+        self.confirm()
+        if not denoised.is_cuda:
+            check_finite(denoised, self.section_name, step)
+            return
+        largest = torch.empty((), pin_memory=True)
+        largest.copy_(denoised.abs().amax(), non_blocking=True)  # NaN and infinity come through
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(denoised.device))
+        self.pending = (step, largest, copied)
+
+    def confirm(self) -> None:
+        """Judge the step that is left, if there is one."""
+        if self.pending is None:
+            return
+        (step, largest, copied), self.pending = self.pending, None
+        copied.synchronize()
+        check_finite(largest, self.section_name, step)
 
 
 def film_strip(latents: Tensor) -> Tensor:

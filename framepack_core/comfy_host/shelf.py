@@ -34,10 +34,9 @@ class Shelved(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """What the module has: the host looks weights up by their dotted names."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["module"], name)
+        if "module" not in self.__dict__:  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self.__dict__["module"], name)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.module.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
@@ -61,19 +60,36 @@ def shelve_step_layers(transformer: FramePackTransformer) -> None:
 
 def shelved_bytes(model: nn.Module) -> int:
     """Size of all shelved weights of a model."""
-    shelved = [module.module for module in model.modules() if isinstance(module, Shelved)]
-    return sum(comfy.model_management.module_size(module) for module in shelved)
+    return sum(comfy.model_management.module_size(shelved.module) for shelved in _shelved(model).values())
 
 
 def holder(patcher: Any, device: torch.device) -> Hold:
     """hold(module) of transformer.step_inputs, for the shelved layers of a ModelPatcher's model."""
-    names = {id(module): name for name, module in patcher.model.named_modules() if isinstance(module, Shelved)}
+    names = {id(shelved): name for name, shelved in _shelved(patcher.model).items()}
 
     @contextlib.contextmanager
     def hold(shelved: nn.Module) -> Iterator[Any]:
         yield on_device(shelved.module, names[id(shelved)], patcher, device)  # pyright: ignore
 
     return hold
+
+
+def patch_for_saving(model: nn.Module) -> None:
+    """Patch the shelved weights in place, as hosts that save what they loaded do with all others.
+
+    The patcher keeps the plain ones and puts them back with the others.
+    """
+    keys = {f"{name}.{key}" for name, shelved in _shelved(model).items() for key in shelved.module.state_dict()}
+    for patcher in comfy.model_management.loaded_models():
+        if patcher.model is model:
+            for key in keys & patcher.patches.keys():
+                patcher.patch_weight_to_device(key)
+
+
+def _shelved(model: nn.Module) -> dict[str, Shelved]:
+    """By their names in state dicts; torch.compile puts a module of its own in between."""
+    modules = model.named_modules()
+    return {name.replace("._orig_mod", ""): part for name, part in modules if isinstance(part, Shelved)}
 
 
 def on_device(module: nn.Module, name: str, patcher: Any, device: torch.device) -> nn.Module:
@@ -102,7 +118,7 @@ def on_device(module: nn.Module, name: str, patcher: Any, device: torch.device) 
 def _weight_functions(key: str, patcher: Any) -> list[Any]:
     """What the host's loader attaches to a layer that it streams."""
     functions = []
-    if key in patcher.patches:
+    if key in patcher.patches and key not in patcher.backup:  # else patched in place
         _, set_weight, convert_weight = comfy.model_patcher.get_key_weight(patcher.model, key)
         functions.append(comfy.model_patcher.LowVramPatch(key, patcher.patches, convert_weight, set_weight))
     return functions + list(patcher.weight_wrapper_patches.get(key, ()))

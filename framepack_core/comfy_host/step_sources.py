@@ -5,12 +5,11 @@ uses that of its own conditioning, which lives as long as one call of a sampler.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import comfy.conds
 import comfy.model_management
-import torch
 from torch import Tensor
 
 from ..model.pieces import mlp_piece
@@ -33,7 +32,7 @@ class Source:
         self.keys = keys  # content of each prompt, one per sample; fewer are repeated
         self.lengths = lengths  # valid tokens of each prompt
         self.table = StepTable()
-        self.sections: dict[torch.Size, SectionInputs] = {}  # by the shape of the latents
+        self.sections: dict[Hashable, SectionInputs] = {}  # by shape and device of the latents
         self.schedule: dict[float, float] | None = None  # sigma -> timestep
 
 
@@ -127,13 +126,14 @@ def section_inputs(call: Call) -> SectionInputs:
     parts = []
     for i, source in enumerate(call.sources):
         x = call.x[i * call.rows : (i + 1) * call.rows]
-        made = None if call.hooked else source.sections.get(x.shape)
+        key = (x.shape, x.device)
+        made = None if call.hooked else source.sections.get(key)
         if made is None:
             groups = (call.conds.get(name) for name in HISTORY_RATES)
             history = tuple(
                 None if group is None else group[i * call.rows : (i + 1) * call.rows].to(x) for group in groups
             )
-            made = source.sections[x.shape] = call.transformer.section_inputs(x, call.conds["frame_indices"], history)
+            made = source.sections[key] = call.transformer.section_inputs(x, call.conds["frame_indices"], history)
         parts.append(made)
     return join_sections(parts)
 

@@ -4,15 +4,16 @@ import copy
 import gc
 import weakref
 
-import comfy.lora
+import comfy.hooks
 import comfy.samplers
+import comfy.sd
 import pytest
 import torch
 from framepack_pack.framepack_core.comfy_host.shelf import Shelved, shelved_bytes
 from framepack_pack.framepack_core.model.step_table import StepTable
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from framepack_pack.nodes.history import FramePackApplyHistory
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sampler_run import STEPS, sample
 
 import nodes as core_nodes
@@ -204,3 +205,41 @@ def test_nothing_stays_after_a_run(tiny, positive, negative, new_film, monkeypat
     assert not any(table() is not None for table in tables)
     assert {name: sorted(vars(part)) for name, part in module.named_modules()} == before
     assert tiny.model.model_options == options
+
+
+def test_saved_models_have_the_loras_of_shelved_layers(tiny, positive, new_film, tmp_path):
+    layer = "diffusion_model.transformer_blocks.0.norm1.linear.weight"
+    plain = tiny.model.model_state_dict()[layer].clone()
+    patched = tiny.model.clone()
+    patched.add_patches({layer: ("diff", (torch.ones_like(plain),))})
+    before = film(tiny, positive[:1], new_film(count=1), model=patched)
+    comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), patched)
+    saved = load_file(tmp_path / "saved.safetensors")[f"model.{layer}"]
+    torch.testing.assert_close(saved, plain + 1)
+    assert torch.equal(film(tiny, positive[:1], new_film(count=1), model=patched), before), "patched once, not twice"
+    film(tiny, positive[:1], new_film(count=1))
+    assert torch.equal(tiny.model.model_state_dict()[layer], plain)
+
+
+def test_hooked_loras_reach_shelved_layers(tiny, positive, new_film):
+    """Weight hooks on a conditioning: as the same LoRA on the model."""
+    layer = "diffusion_model.transformer_blocks.0.norm1.linear.weight"
+    patch = {layer: ("diff", (torch.randn_like(tiny.model.model_state_dict()[layer]),))}
+    patched = tiny.model.clone()
+    patched.add_patches(patch)
+    expected = film(tiny, positive[:1], new_film(count=1), model=patched)
+
+    hook = comfy.hooks.WeightHook(strength_model=1.0, strength_clip=1.0)
+    hook.weights, hook.need_weight_init = patch, False
+    hooks = comfy.hooks.HookGroup()
+    hooks.add(hook)
+    hooked = [[positive[0][0], {**positive[0][1], "hooks": hooks}]]
+    got = film(tiny, hooked, new_film(count=1))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(film(tiny, positive[:1], new_film(count=1)), got)
+
+
+def test_the_loader_tells_the_host_what_it_has_to_place(tiny):
+    model = tiny.model.model
+    sizes = [tensor.nbytes for tensor in model.state_dict().values()]
+    assert tiny.model.model_size() == sum(sizes) - shelved_bytes(model)
