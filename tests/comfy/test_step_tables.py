@@ -9,7 +9,9 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
+from framepack_pack.framepack_core.comfy_host.section_denoiser import unipc_sampler
 from framepack_pack.framepack_core.comfy_host.shelf import Shelved, shelved_bytes
+from framepack_pack.framepack_core.comfy_host.step_sources import Call
 from framepack_pack.framepack_core.model.step_table import StepTable
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from framepack_pack.nodes.history import FramePackApplyHistory
@@ -243,3 +245,52 @@ def test_the_loader_tells_the_host_what_it_has_to_place(tiny):
     model = tiny.model.model
     sizes = [tensor.nbytes for tensor in model.state_dict().values()]
     assert tiny.model.model_size() == sum(sizes) - shelved_bytes(model)
+
+
+def test_our_sampler_names_its_levels_and_a_wrapper_is_not_overlooked(
+    tiny, positive, new_film, monkeypatch, without_tables
+):
+    """Only the schedule is read from the device. Samplers that shift sigmas on their way (Detail Daemon) are asked."""
+    reads, right = [], Call.timesteps
+    monkeypatch.setattr(Call, "timesteps", lambda self, sigmas: (reads.append(len(sigmas)), right(self, sigmas))[1])
+    history = new_film(count=2)
+    plain = film(tiny, positive[:1], history)
+    assert reads == [STEPS + 1] * 2
+    reads.clear()
+
+    def shifting(model, x, sigmas, extra_args, **kwargs):
+        return unipc_sampler().sampler_function(
+            lambda x, sigma, **options: model(x, sigma * 0.98, **options), x, sigmas, extra_args, solver="bh1", **kwargs
+        )
+
+    sampler = comfy.samplers.KSAMPLER(shifting)
+    shifted = film(tiny, positive[:1], history, sampler=sampler)
+    assert reads == ([STEPS + 1] + [1] * STEPS) * 2
+    assert not torch.equal(shifted, plain)
+    without_tables()
+    assert torch.equal(film(tiny, positive[:1], history, sampler=sampler), shifted)
+
+
+def test_history_is_embedded_once_a_section(tiny, positive, negative, new_film, monkeypatch):
+    shapes = []
+    right = FramePackTransformer.section_inputs
+
+    def counting(self, x, *args):
+        shapes.append(tuple(x.shape))
+        return right(self, x, *args)
+
+    monkeypatch.setattr(FramePackTransformer, "section_inputs", counting)
+    film(tiny, positive, new_film(count=2, batch=2), negative=negative, cfg=2.0)
+    assert shapes == [(2, 16, 3, 4, 6)] * 2 * 2, "for each section that of both conditionings"
+
+
+def test_conditions_wait_on_the_device_of_the_run(tiny, positive, new_film):
+    """Made ready once a section: what extra_conds gives needs no further transfer."""
+    section_positive, _, _, latent = FramePackApplyHistory.execute(positive, new_film()).args
+    given = {**section_positive[0][1], "cross_attn": section_positive[0][0], "noise": latent["samples"]}
+    conds = tiny.model.model.extra_conds(**given, device=torch.device("meta"))
+    tensors = {name: cond.cond for name, cond in conds.items() if isinstance(cond.cond, torch.Tensor)}
+    assert set(tensors) == {
+        "c_crossattn", "y", "guidance", "image_embeds", "history_1x", "history_2x", "history_4x",
+    }  # fmt: skip
+    assert {tensor.device.type for tensor in tensors.values()} == {"meta"}
