@@ -61,9 +61,10 @@ def _sample_unipc(
     """sample_flow_unipc, with every noise level also given as a number: no step has to ask the device for it."""
     levels = iter(sigmas.tolist())  # each is evaluated once, in order
 
-    def named(x: Tensor, sigma: Tensor, model_options: dict, **kwargs: Any) -> Tensor:
-        options = {**model_options.get("transformer_options", {}), STEP_KEY: (sigma, next(levels))}
-        return model(x, sigma, model_options={**model_options, "transformer_options": options}, **kwargs)
+    def named(x: Tensor, sigma: Tensor, model_options: dict | None = None, **kwargs: Any) -> Tensor:
+        given = model_options or {}
+        options = {**given.get("transformer_options", {}), STEP_KEY: (sigma, next(levels))}
+        return model(x, sigma, model_options={**given, "transformer_options": options}, **kwargs)
 
     return sample_flow_unipc(named, x, sigmas, extra_args, callback, disable, solver)
 
