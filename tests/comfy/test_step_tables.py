@@ -9,9 +9,11 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
+from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 from framepack_pack.framepack_core.comfy_host.section_denoiser import unipc_sampler
 from framepack_pack.framepack_core.comfy_host.shelf import Shelved, shelved_bytes
 from framepack_pack.framepack_core.comfy_host.step_sources import Call
+from framepack_pack.framepack_core.model.config import metadata_of
 from framepack_pack.framepack_core.model.step_table import StepTable
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from framepack_pack.nodes.history import FramePackApplyHistory
@@ -294,3 +296,56 @@ def test_conditions_wait_on_the_device_of_the_run(tiny, positive, new_film):
         "c_crossattn", "y", "guidance", "image_embeds", "history_1x", "history_2x", "history_4x",
     }  # fmt: skip
     assert {tensor.device.type for tensor in tensors.values()} == {"meta"}
+
+
+def test_shelved_layers_in_scaled_fp8_take_loras(tiny, tiny_folder, positive, new_film, tmp_path):
+    """Weights with a scale beside them, as the host's formats have it, and a LoRA on top."""
+    config = tiny.model.model.diffusion_model.config
+    scaled = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+    for key, tensor in load_file(tiny_folder / "transformer.safetensors").items():
+        if ".norm1.linear.weight" in key or ("refiner_blocks.0.ff" in key and key.endswith(".weight")):
+            scale = tensor.abs().max().float() / 448
+            scaled[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+            scaled[key.replace(".weight", ".scale_weight")] = scale
+        else:
+            scaled[key] = tensor
+    save_file(scaled, tmp_path / "scaled.safetensors", metadata_of(config))
+    layer = "diffusion_model.transformer_blocks.0.norm1.linear.weight"
+    change = -0.5 * tiny.model.model_state_dict()[layer]  # inside the range of the scale
+    films = []
+    for model in (load_transformer(tmp_path / "scaled.safetensors"), tiny.model):
+        patched = model.clone()
+        patched.add_patches({layer: ("diff", (change,))})
+        films += [film(tiny, positive[:1], new_film(count=1), model=m) for m in (model, patched)]
+    scaled_plain, scaled_patched, plain, patched = films
+    effect = (patched - plain).norm()
+    assert 1e-4 < (scaled_patched - patched).norm() / patched.norm() < 0.2
+    assert (scaled_patched - scaled_plain - (patched - plain)).norm() < 0.5 * effect
+
+
+def test_bf16_levels_are_what_the_original_sees(tiny, tiny_folder, positive, new_film, monkeypatch):
+    """883.5 is 884, 10000 is 9984, wherever the number comes from."""
+    model = comfy.sd.load_diffusion_model(
+        str(tiny_folder / "transformer.safetensors"), model_options={"dtype": torch.bfloat16}
+    )
+    model.model.manual_cast_dtype = torch.bfloat16
+    seen = []
+    right = FramePackTransformer.step_inputs
+
+    def watch(self, timesteps, guidance, *args, **kwargs):
+        seen.append(([(float(t), t.dtype) for t in timesteps], float(guidance), guidance.dtype))
+        return right(self, timesteps, guidance, *args, **kwargs)
+
+    monkeypatch.setattr(FramePackTransformer, "step_inputs", watch)
+    sigmas = torch.tensor([1.0, 0.883495, 0.0])
+    expected = ([(1000.0, torch.bfloat16), (884.0, torch.bfloat16)], 9984.0, torch.bfloat16)
+    film(tiny, positive[:1], new_film(count=1), model=model, sigmas=sigmas)
+    film(
+        tiny,
+        positive[:1],
+        new_film(count=1),
+        model=model,
+        sigmas=sigmas,
+        sampler=comfy.samplers.sampler_object("euler"),
+    )
+    assert seen == [expected, expected]
