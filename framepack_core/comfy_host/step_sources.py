@@ -106,8 +106,10 @@ def parts_of_step(call: Call) -> dict[str, Any]:
 def step_inputs(call: Call) -> StepInputs:
     """StepInputs of all samples, each made alone, so that its bits do not depend on the batch."""
     patcher = call.model.current_patcher
-    table = StepTable() if call.hooked else call.options.get(TABLE_KEY, call.sources[0].table)
     schedule, timestep = _levels(call)
+    table = call.options.get(TABLE_KEY, call.sources[0].table)
+    if call.hooked:
+        table, schedule = StepTable(), []
     steps = []
     for at in range(call.x.shape[0]):
         source, row = call.sources[at // call.rows], at % call.rows

@@ -225,8 +225,8 @@ def test_saved_models_have_the_loras_of_shelved_layers(tiny, positive, new_film,
     assert torch.equal(tiny.model.model_state_dict()[layer], plain)
 
 
-def test_hooked_loras_reach_shelved_layers(tiny, positive, new_film):
-    """Weight hooks on a conditioning: as the same LoRA on the model."""
+def test_hooked_loras_reach_shelved_layers_and_are_not_remembered(tiny, positive, new_film, made):
+    """Weight hooks on a conditioning: as the same LoRA on the model; beside it the same prompt without."""
     layer = "diffusion_model.transformer_blocks.0.norm1.linear.weight"
     patch = {layer: ("diff", (torch.randn_like(tiny.model.model_state_dict()[layer]),))}
     patched = tiny.model.clone()
@@ -238,8 +238,13 @@ def test_hooked_loras_reach_shelved_layers(tiny, positive, new_film):
     hooks = comfy.hooks.HookGroup()
     hooks.add(hook)
     hooked = [[positive[0][0], {**positive[0][1], "hooks": hooks}]]
+    made.clear()
     got = film(tiny, hooked, new_film(count=1))
+    assert made == [1] * STEPS
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    made.clear()
+    film(tiny, hooked, new_film(count=1), negative=positive[:1], cfg=2.0)
+    assert sorted(made) == [1] * STEPS + [STEPS]
     assert not torch.equal(film(tiny, positive[:1], new_film(count=1)), got)
 
 
