@@ -4,6 +4,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
@@ -11,6 +12,7 @@ import torch
 from ..model.checkpoint import check_header, direction_of, find_files, read_header
 from .conditioning import CHECKPOINT_ATTACHMENT
 from .detection import install_detection_hook
+from .shelf import shelved_bytes
 
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -36,6 +38,8 @@ def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
         model = comfy.sd.load_diffusion_model(str(files[0]), model_options=options)
     else:
         model = load_shards([str(file) for file in files], options)
+    # what the host will have to place; the shelf is no part of it
+    model.size = comfy.model_management.module_size(model.model) - shelved_bytes(model.model)
     # shards have names that say nothing, in folders that do: models--lllyasviel--FramePackI2V_HY/snapshots/0123/...
     direction = direction_of(header, "/".join(path.parts[-4:]))
     model.set_attachments(CHECKPOINT_ATTACHMENT, ("/".join(path.parts[-2:]), direction))
