@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FramePackConfig
+from .elementwise import NORM_EPS, gelu, modulated_norm
 from .rope import Rotation, rotate
-
-NORM_EPS = 1e-6
 
 
 class FeedForward(nn.Module):
@@ -33,11 +32,6 @@ class FeedForward(nn.Module):
         return self.net[2](self.activation(self.net[0].proj(x)))  # pyright: ignore[reportCallIssue]
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form."""
-    return F.gelu(x, approximate="tanh")
-
-
 class Modulation(nn.Module):
     """Steering vector [B, D] -> count vectors [B, 1, D] each."""
 
@@ -48,11 +42,6 @@ class Modulation(nn.Module):
 
     def forward(self, steering: Tensor) -> tuple[Tensor, ...]:
         return self.linear(F.silu(steering)).unsqueeze(1).chunk(self.count, dim=-1)
-
-
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then (1 + scale) and shift."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 class SelfAttention(nn.Module):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from . import operations as plain_operations
-from .blocks import DoubleBlock, Modulation, SingleBlock, modulated_norm
+from .blocks import DoubleBlock, Modulation, SingleBlock
 from .config import FramePackConfig
+from .elementwise import modulated_norm
 from .embedders import HistoryEmbedder, ImageProjection, PatchEmbedder, TextRefiner, TimeTextEmbedder
 from .rope import Rotation, join_rotations, pooled_grid, rotation_grid
 
