@@ -41,7 +41,8 @@ def check(fused, twin, inputs):
     exact = twin(*[x.double() if isinstance(x, torch.Tensor) else x for x in inputs])
     assert got.dtype == expected.dtype
     torch.testing.assert_close(got.double(), exact, atol=4e-6, rtol=ROUNDING[got.dtype])
-    if got.dtype != torch.float32 and ROUNDING[got.dtype] != INTERPRETED_BF16:
+    many = got.numel() > 1000  # enough for errors of single elements to average out
+    if many and got.dtype != torch.float32 and ROUNDING[got.dtype] != INTERPRETED_BF16:
         assert error(got, exact) <= 1.01 * error(expected, exact)
 
 
