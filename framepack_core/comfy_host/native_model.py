@@ -3,7 +3,6 @@
 from typing import Any
 
 import comfy.conds
-import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.ops
 import comfy.patcher_extension
@@ -15,6 +14,7 @@ from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
 from ..model.transformer import FramePackTransformer
 from ..packing import PackedHistory
+from .attention_choice import host_attention
 
 IMAGE_MODEL = "framepack"
 HISTORY_KEY = "framepack_history"
@@ -111,12 +111,6 @@ class HostTransformer(FramePackTransformer):
 
 
 _MODULE_CONDS = ("y", "guidance", "frame_indices", *HISTORY_RATES, "image_embeds", "attention_mask")
-
-
-def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict | None = None) -> Tensor:
-    """The attention that the user chose for the host, looked up at each call so that overrides apply."""
-    attention = comfy.ldm.modules.attention.optimized_attention
-    return attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options or {})
 
 
 def _full_rate_shape(group: Tensor, rate: int) -> list[float]:
