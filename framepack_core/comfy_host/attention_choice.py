@@ -80,7 +80,8 @@ def measured_backend(device: torch.device, dtype: torch.dtype, length: int, head
     if "set_priority" not in inspect.signature(sdpa_kernel).parameters:
         return None
     try:
-        times = backend_times(device, dtype, length, MEASURED_HEADS, head_dim)
+        with torch.cuda.device(device):  # of the events
+            times = backend_times(device, dtype, length, MEASURED_HEADS, head_dim)
     except torch.OutOfMemoryError:
         logger.info("FramePack: no memory to measure attention with; the host's default is used")
         return None
