@@ -3,7 +3,6 @@
 from typing import Any
 
 import comfy.conds
-import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_patcher
 import comfy.ops
@@ -16,6 +15,7 @@ from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
 from ..model.transformer import FramePackTransformer, SectionInputs, StepInputs, crop
 from ..packing import PackedHistory
+from .attention_choice import host_attention
 from .encoder_widths import check_prompt, check_vision
 from .shelf import patch_for_saving, shelve_step_layers
 from .step_sources import HISTORY_RATES, Call, CONDSources, parts_of_step, source_of
@@ -157,12 +157,6 @@ class HostTransformer(FramePackTransformer):
         **_made_from: Any,
     ) -> Tensor:
         return self.velocity(x, step, section, transformer_options, mlp_piece)
-
-
-def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict | None = None) -> Tensor:
-    """The attention that the user chose for the host, looked up at each call so that overrides apply."""
-    attention = comfy.ldm.modules.attention.optimized_attention
-    return attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options or {})
 
 
 def host_weight_for(norm: torch.nn.Module, x: Tensor) -> Tensor:
