@@ -4,11 +4,14 @@ Source: FP hunyuan_video_packed.py HunyuanVideoTransformer3DModelPacked. Token o
 visual = [4x | 2x | 1x | section], text = [image condition | prompt], attention over [visual | text].
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..skipping.run import SKIPPER, compute_all
 from . import operations as plain_operations
 from .blocks import DoubleBlock, Modulation, SingleBlock, modulated_norm
 from .config import FramePackConfig
@@ -88,11 +91,14 @@ class FramePackTransformer(nn.Module):
             unmasked = visual.shape[1] + text.shape[1] - max(lengths)
             lengths = [unmasked + length for length in lengths]
         steering = self.time_text_embed(timestep, y, guidance)
-        visual = self._blocks(visual, text, steering, rotation, lengths, options)
 
         frames, height, width = x.shape[2], x.shape[3] // PATCH, x.shape[4] // PATCH
+        tokens = frames * height * width
+        stages = self._blocks(visual, text, steering, rotation, lengths, options, tokens)
+        run_stages = options.get(SKIPPER, compute_all)
+        section = run_stages(visual[:, -tokens:], partial(self._first_norm, visual, steering), stages, options)
         scale, shift = self.norm_out(steering)
-        section = modulated_norm(visual[:, -frames * height * width :], shift, scale)
+        section = modulated_norm(section, shift, scale)
         patches = self.proj_out(section.float())  # float32, as high_quality_fp32_output_for_inference
         patches = patches.unflatten(2, (-1, PATCH, PATCH)).unflatten(1, (frames, height, width))
         return patches.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)  # [B, C, T, H, W]
@@ -112,6 +118,11 @@ class FramePackTransformer(nn.Module):
             grids.append(grid if rate == 1 else pooled_grid(grid, rate))
         return torch.cat(tokens[::-1], dim=1), join_rotations(grids[::-1])
 
+    def _first_norm(self, visual: Tensor, steering: Tensor) -> Tensor:
+        """What goes into the first block's attention, which TeaCache compares from step to step."""
+        shift, scale, *_ = self.transformer_blocks[0].norm1(steering)  # pyright: ignore[reportCallIssue]
+        return modulated_norm(visual, shift, scale)
+
     def _blocks(
         self,
         visual: Tensor,
@@ -120,8 +131,12 @@ class FramePackTransformer(nn.Module):
         rotation: Rotation,
         lengths: list[int] | None,
         options: dict,
-    ) -> Tensor:
-        """All blocks, each replaceable as in the host's HunyuanVideo: patches_replace["dit"][(kind, number)]."""
+        tokens: int,
+    ) -> Iterator[Tensor]:
+        """The section's tokens [B, tokens, D] after the first block and after the last; runs as far as it is asked.
+
+        Each block is replaceable as in the host's HunyuanVideo: patches_replace["dit"][(kind, number)].
+        """
         replace = options.get("patches_replace", {}).get("dit", {})
         visual_length = visual.shape[1]
         shared = {"vec": steering, "pe": rotation, "attention_mask": None, "transformer_options": options}
@@ -136,6 +151,8 @@ class FramePackTransformer(nn.Module):
 
             out = _run(double, replace.get(("double_block", number)), {"img": visual, "txt": text, **shared})
             visual, text = out["img"], out["txt"]
+            if number == 0:
+                yield visual[:, -tokens:]
 
         x = torch.cat([visual, text], dim=1)
         options.update(
@@ -148,7 +165,7 @@ class FramePackTransformer(nn.Module):
                 return {"img": block(args["img"], args["vec"], args["pe"], lengths, options)}
 
             x = _run(single, replace.get(("single_block", number)), {"img": x, **shared})["img"]
-        return x[:, :visual_length]
+        yield x[:, visual_length - tokens : visual_length]
 
 
 def _run(block: Any, replacement: Any, args: dict) -> dict:
