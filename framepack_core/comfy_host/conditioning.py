@@ -72,11 +72,7 @@ def check_model(model: Any, conditionings: dict[str, Conditioning], history: His
 
     Reads no weights.
     """
-    if not isinstance(model.model, FramePackModel):
-        raise ValueError(
-            f"The model is {type(model.model).__name__}, not FramePack; load a FramePack transformer with "
-            "Load FramePack Model or Load Diffusion Model."
-        )
+    check_framepack(model)
     _check_direction(model, history)
     sizes: FramePackConfig = model.model.diffusion_model.config
     for name, conditioning in conditionings.items():
@@ -88,6 +84,15 @@ def check_model(model: Any, conditionings: dict[str, Conditioning], history: His
                 _check_vision(vision.last_hidden_state, sizes)
     if history.image_embeds is not None:
         _check_vision(history.image_embeds, sizes)
+
+
+def check_framepack(model: Any) -> None:
+    """Raises ValueError for the MODEL of another architecture."""
+    if not isinstance(model.model, FramePackModel):
+        raise ValueError(
+            f"The model is {type(model.model).__name__}, not FramePack; load a FramePack transformer with "
+            "Load FramePack Model or Load Diffusion Model."
+        )
 
 
 def _check_direction(model: Any, history: History) -> None:

@@ -25,7 +25,7 @@ class Branch:
         self.residual: Tensor | None = None  # [B, S, D] of the section's tokens, in the compute dtype
         self.anchor: Tensor | None = None  # what the method compares the next call with
         self.error = 0.0  # what the method has added up since the last computed step
-        self.step = -1  # of the latest decision, which holds for all calls of its step
+        self.step = -1  # of the latest decision, which holds for all calls at that step
         self.reuses = False
 
 
@@ -33,12 +33,12 @@ class Rule(Protocol):
     """Decides, step by step, whether the blocks may be left out."""
 
     def look(
-        self, section: Tensor, modulated: Callable[[], Tensor], stages: Iterator[Tensor]
+        self, section: Tensor, modulated: Callable[[], Tensor], stages: Iterator[Tensor], /
     ) -> tuple[Tensor, Tensor | None]:
         """(tokens that the residual is counted from [B, S, D], what to judge by [B, ...] or None)."""
         ...
 
-    def reuses(self, step: int, branches: list[Branch], signals: Sequence[Tensor], must_compute: bool) -> bool:
+    def reuses(self, step: int, branches: list[Branch], signals: Sequence[Tensor], must_compute: bool, /) -> bool:
         """Whether all branches of this call re-use their residual; signals is one for each, or empty."""
         ...
 
@@ -52,7 +52,7 @@ class Method(Protocol):
     @property
     def retention(self) -> float: ...
 
-    def start(self, levels: tuple[float, ...], direction: Direction) -> Rule:
+    def start(self, levels: tuple[float, ...], direction: Direction, /) -> Rule:
         """The rule for a run over these noise levels, the last (usually 0) not among them."""
         ...
 
