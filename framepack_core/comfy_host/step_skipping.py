@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import comfy.model_patcher
 import comfy.patcher_extension
 from torch import Tensor
 
@@ -60,7 +59,7 @@ def _patched(model: Any, patch: "SectionPatch") -> Any:
 
 
 class SectionPatch(NamedTuple):
-    """OUTER_SAMPLE wrapper: makes the run, puts it before the transformer, and takes it away however sampling ends."""
+    """OUTER_SAMPLE wrapper: makes a run and puts it where the transformer looks for it, until sampling ends."""
 
     name: str
     start: Callable[[tuple[float, ...], Direction], Any]
@@ -70,23 +69,17 @@ class SectionPatch(NamedTuple):
         self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         guider = executor.class_obj
-        before = guider.model_options
-        _check_alone(before)
+        _check_alone(guider.model_options)
         direction = _film_direction(guider.conds)
         if direction is None:  # no history: the model itself refuses that conditioning
             return executor(noise, latent, sampler, sigmas, *args, **kwargs)
         levels = tuple(sigmas[:-1].tolist())
         run = self.start(levels, direction)
-        options = comfy.model_patcher.create_model_options_clone(before)
-        transformer_options = options.setdefault("transformer_options", {})
+        transformer_options = guider.model_options["transformer_options"]  # the host's copy for this sampling
         transformer_options[SKIPPER] = run
         follow = _StepFollower(run, levels, _calls_once_a_step(sampler))
         comfy.patcher_extension.add_wrapper_with_key(Wrappers.PREDICT_NOISE, PATCH, follow, transformer_options)
-        guider.model_options = options
-        try:
-            out = executor(noise, latent, sampler, sigmas, *args, **kwargs)
-        finally:
-            guider.model_options = before
+        out = executor(noise, latent, sampler, sigmas, *args, **kwargs)
         self.done(run, guider.model_patcher)
         return out
 

@@ -290,6 +290,7 @@ def test_magnitudes_are_measured_without_skipping():
         run.begin(step)
         out = run(section_of(7), None, blocks(section_of(7), 0, section_of(size)), {})
         assert out.mean() == 7 + size
+        run(section_of(7), None, blocks(section_of(7), 0, section_of(99)), {})  # another entry of the same step
     assert run.table() == ((1.0, 0.5, 0.2), (1.0, 1.5, 0.5))
 
 
