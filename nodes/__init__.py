@@ -8,6 +8,7 @@ from .prompts import FramePackSectionPrompts, FramePackSetRange
 from .sampler import FramePackSampler
 from .sampling_parts import FramePackSigmas, FramePackUniPC
 from .start_image import FramePackResolution, FramePackStartImage
+from .step_skipping import FramePackCalibrateSkipping, FramePackStepSkipping
 
 __all__ = ["NODES", "register_folders"]
 
@@ -23,6 +24,8 @@ NODES = [
     FramePackAppendSection,
     FramePackUniPC,
     FramePackSigmas,
+    FramePackStepSkipping,
+    FramePackCalibrateSkipping,
     FramePackSampler,
     FramePackDecode,
 ]

@@ -25,6 +25,12 @@ STEP_KEY = "framepack_step"
 device. It holds for a call whose "sigmas" is that very tensor: wrappers may put another in its place."""
 
 
+def named_sigma(options: dict, sigmas: Any) -> float | None:
+    """The noise level of a call with these sigmas as a number, where its sampler names it; waits for nothing."""
+    tensor, sigma = options.get(STEP_KEY, (None, None))
+    return None if tensor is None or tensor is not sigmas else sigma
+
+
 class Source:
     """One conditioning entry in one call of a sampler: which prompts it has, and what is made from it once."""
 
@@ -163,7 +169,6 @@ def _levels(call: Call) -> tuple[list[float], float]:
         first.schedule = {}
         if sigmas is not None:
             first.schedule = dict(zip(sigmas.tolist(), call.timesteps(sigmas), strict=True))
-    tensor, sigma = call.options.get(STEP_KEY, (None, None))
-    named = tensor is not None and tensor is call.options.get("sigmas") and sigma in first.schedule
-    timestep = first.schedule[sigma] if named else call.timesteps(call.sigma[:1])[0]
+    named = named_sigma(call.options, call.options.get("sigmas"))
+    timestep = first.schedule[named] if named in first.schedule else call.timesteps(call.sigma[:1])[0]
     return [known for sigma, known in first.schedule.items() if sigma > 0], timestep

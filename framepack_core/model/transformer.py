@@ -8,12 +8,14 @@ SectionInputs (history and places, the same in all steps of a section), and velo
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..skipping.run import SKIPPER, compute_all
 from . import operations as plain_operations
 from .blocks import DoubleBlock, Extent, Modulation, Services, SingleBlock
 from .config import FramePackConfig
@@ -178,8 +180,10 @@ class FramePackTransformer(nn.Module):
             before = section.rotation.cos.shape[2] + (0 if step.image is None else step.image.shape[1])
             lengths = tuple(before + valid for valid in lengths)
         extent = Extent(lengths, mlp_piece)
-        joint = self._double_blocks(self.x_embedder(x), step, section, extent, options)
-        own = self._single_blocks(joint, step, section, extent, frames * height * width, options)
+        embedded = self.x_embedder(x)
+        stages = self._stages(embedded, step, section, extent, options)
+        run_stages = options.get(SKIPPER, compute_all)
+        own = run_stages(embedded, partial(self._first_norm, embedded, step, section), stages, options)
         scale, shift = step.vectors[:, -2:].split(1, dim=1)
         # float32, as high_quality_fp32_output_for_inference
         patches = self.proj_out(modulated_norm(own, shift, scale).float())
@@ -189,12 +193,24 @@ class FramePackTransformer(nn.Module):
     # Each block can be replaced as in the host's HunyuanVideo: patches_replace["dit"][(kind, number)]. args["vec"]
     # holds the block's own vectors, [B, 12 or 3, D].
 
+    def _stages(
+        self, own: Tensor, step: StepInputs, section: SectionInputs, extent: Extent, options: dict
+    ) -> Iterator[Tensor]:
+        """The section's own tokens [B, Ls, D] after the first block and after the last; runs as far as it is asked."""
+        joint = yield from self._double_blocks(own, step, section, extent, options)
+        yield self._single_blocks(joint, step, section, extent, own.shape[1], options)
+
+    def _first_norm(self, own: Tensor, step: StepInputs, section: SectionInputs) -> Tensor:
+        """What goes into the first block's attention, which TeaCache compares from step to step."""
+        visual = own if section.history is None else torch.cat([section.history, own], dim=1)
+        shift, scale = step.vectors[:, :2].split(1, dim=1)
+        return modulated_norm(visual, shift, scale)
+
     def _double_blocks(
-        self, visual: Tensor, step: StepInputs, section: SectionInputs, extent: Extent, options: dict
-    ) -> Tensor:
-        """Section tokens [B, Ls, D] -> [visual | text] after all double blocks, [B, Lv + Lt, D]."""
-        if section.history is not None:
-            visual = torch.cat([section.history, visual], dim=1)
+        self, own: Tensor, step: StepInputs, section: SectionInputs, extent: Extent, options: dict
+    ) -> Generator[Tensor, None, Tensor]:
+        """Gives the section's tokens [B, Ls, D] after the first block, and [visual | text] after all double blocks."""
+        visual = own if section.history is None else torch.cat([section.history, own], dim=1)
         text = step.prompt if step.image is None else torch.cat([step.image, step.prompt], dim=1)
         replace = options.get("patches_replace", {}).get("dit", {})
         options.update(total_blocks=len(self.transformer_blocks), block_type="double")
@@ -209,6 +225,8 @@ class FramePackTransformer(nn.Module):
             given = {"img": visual, "txt": text, "vec": vectors, "pe": section.rotation}
             out = _run(run, replace.get(("double_block", number)), given, options)
             visual, text = out["img"], out["txt"]
+            if number == 0:
+                yield visual[:, -own.shape[1] :]
         return torch.cat([visual, text], dim=1)
 
     def _single_blocks(

@@ -16,6 +16,7 @@ EXAMPLES = sorted((ROOT / "example_workflows" / "api").glob("*.json"))
 NODE_IDS = {
     "FramePackNativeAppendSection",
     "FramePackNativeApplyHistory",
+    "FramePackNativeCalibrateSkipping",
     "FramePackNativeDecode",
     "FramePackNativeLoadDemo",
     "FramePackNativeLoadModel",
@@ -26,6 +27,7 @@ NODE_IDS = {
     "FramePackNativeSigmas",
     "FramePackNativeStartHistory",
     "FramePackNativeStartImage",
+    "FramePackNativeStepSkipping",
     "FramePackNativeUniPC",
 }
 
