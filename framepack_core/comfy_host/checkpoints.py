@@ -10,7 +10,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..model.checkpoint import check_header, find_files, framepack_prefix, known_direction, read_header
+from ..model.checkpoint import check_header, find_files, framepack_prefix, known_direction, read_header, source_of
 from ..model.config import METADATA_KEY
 from ..model.quantisation import StoredFormat, stored_format
 from .conditioning import DIRECTION_ATTACHMENT
@@ -52,7 +52,7 @@ def load_transformer(path: Path, weight_dtype: str = "default") -> Any:
     else:
         model = load_shards(names, options)
     # shards have names that say nothing, in folders that do: models--lllyasviel--FramePackI2V_HY/snapshots/0123/...
-    direction = known_direction("/".join(path.parts[-4:]))
+    direction = known_direction("/".join((source_of(header), *path.parts[-4:])))
     if direction is not None:
         model.set_attachments(DIRECTION_ATTACHMENT, (path.name, direction))
     return model

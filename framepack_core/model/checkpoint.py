@@ -14,6 +14,7 @@ from .transformer import FramePackTransformer
 
 MARKERS = ("clean_x_embedder.proj.weight", "x_embedder.proj.weight")
 PREFIXES = ("", "model.diffusion_model.")
+SOURCE_METADATA = "framepack_quantised"  # JSON: format, file of origin, tensors with a merged LoRA
 WHERE_TO_GET = "A FramePack transformer is FramePackI2V_HY or FramePack_F1_I2V_HY (Kijai/HunyuanVideo_comfy)."
 
 
@@ -102,6 +103,11 @@ def known_direction(name: str) -> Direction | None:
     if "framepackf1" in name:
         return Direction.FORWARD
     return Direction.BACKWARD if "framepacki2v" in name else None
+
+
+def source_of(header: Header) -> str:
+    """Name of the file that a quantised file was made from, empty for others."""
+    return json.loads(header.metadata.get(SOURCE_METADATA, "{}")).get("source", "")
 
 
 def tensor_names(config: FramePackConfig) -> list[str]:
