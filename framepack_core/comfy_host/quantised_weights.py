@@ -44,7 +44,8 @@ def quantise_layer_int8(weight: Tensor) -> dict[str, Tensor]:
     while weight.shape[1] % group:
         group //= 4  # Hadamard sizes are powers of 4
     layout = {"is_weight": True, "per_channel": True, "convrot": group > 1, "convrot_groupsize": max(group, 4)}
-    quantised = comfy.quant_ops.QuantizedTensor.from_float(weight, "TensorWiseINT8Layout", **layout)
+    # in float32: the host rotates in the dtype that it is given
+    quantised = comfy.quant_ops.QuantizedTensor.from_float(weight.float(), "TensorWiseINT8Layout", **layout)
     form = {"format": "int8_tensorwise"}
     if group > 1:
         form |= {"convrot": True, "convrot_groupsize": group}

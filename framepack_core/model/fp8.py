@@ -75,8 +75,8 @@ def fp8_product(device: torch.device) -> str:
     """The best 8-bit product that this device computes, found by trying; said once in the log."""
     if device.type != "cuda":
         return "dequantised"
-    eye = torch.eye(ALIGNMENT, device=device).to(FP8)
-    scales = torch.ones(ALIGNMENT, 1, device=device)
+    eye = torch.eye(8 * ALIGNMENT, device=device).to(FP8)
+    scales = torch.ones(8 * ALIGNMENT, 1, device=device)
     for product in ("rowwise", "tensorwise"):
         try:
             fp8_linear(Rows(eye, scales), Rows(eye, scales), None, torch.bfloat16, product)
