@@ -30,8 +30,8 @@ class FramePackSaveQuantizedModel(io.ComfyNode):
                     options=list(RECIPES),
                     default=ROWWISE,
                     tooltip="8 bits for the matrix products of the blocks; everything else stays as it is. "
-                    "fp8_e4m3fn_rowwise for RTX 40 and 50, H100 and newer; int8_convrot for RTX 20 and 30, on a ComfyUI "
-                    "with int8 layers.",
+                    "fp8_e4m3fn_rowwise for RTX 40 and 50, H100 and newer; int8_convrot for RTX 20 and 30, where "
+                    "ComfyUI has int8 layers.",
                 ),
                 widget(
                     io.String,

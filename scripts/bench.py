@@ -8,7 +8,7 @@ Random weights of the released size, the same in every process, and the inputs o
 + 16 history latents, 100 text and 729 image tokens. Ours runs as a MODEL through ComfyUI's guider and sampler. Errors
 are relative L2 against diffusers in float32. Needs a CUDA card with 80 GB or more for that reference (--no-reference
 without), 26 GB in --scratch, and an interpreter that has ComfyUI's requirements and diffusers. What is in the JSON
-file already is not run again; --minutes stops in time, and the same command goes on.
+file already is not run again, unless it failed; --minutes stops in time, and the same command goes on.
 """
 
 import argparse
@@ -29,7 +29,8 @@ DEFAULT = "original,diffusers,diffusers-compiled,ours,ours-fp8"
 
 def main() -> None:
     options = parse_arguments()
-    report = json.loads(options.json.read_text()) if options.json.exists() else {"runs": []}
+    report: dict = json.loads(options.json.read_text()) if options.json.exists() else {"runs": []}
+    report["runs"] = [run for run in report["runs"] if "steps_ms" in run]  # what failed or was skipped is tried again
     done = {(run["row"], run["pass"]) for run in report["runs"]}
     begun = time.monotonic()
     for name, number in plan(options):
@@ -49,7 +50,9 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="ComfyUI folder")
-    parser.add_argument("--host-flags", nargs="*", default=[], help="flags of ComfyUI, as --host-flags=--reserve-vram ...")
+    parser.add_argument(
+        "--host-flags", nargs="*", default=[], help="flags of ComfyUI, as --host-flags=--reserve-vram ..."
+    )
     parser.add_argument("--original", type=Path, default=None, help="checkout of lllyasviel/FramePack")
     parser.add_argument("--rows", default=DEFAULT, help=f"some of {','.join(ROWS)}, or all")
     parser.add_argument("--order", choices=["abba", "once"], default="abba")
@@ -108,8 +111,8 @@ def sentence(run: dict) -> str:
 
 def table(runs: list[dict]) -> str:
     """One line per row: medians over the passes, and ratios to the first row that has a time."""
-    lines = ["| row | ms per forward | first row / it | torch / card peak GiB | host peak GiB | error | note |", "|---|" * 1]
-    lines[1] = "|---" * 7 + "|"
+    lines = ["| row | ms per forward | first row / it | torch / card peak GiB | host peak GiB | error | note |"]
+    lines.append("|---" * 7 + "|")
     base = None
     for name in dict.fromkeys(run["row"] for run in runs if run["row"] in ROWS):
         passes = [run for run in runs if run["row"] == name]
@@ -119,7 +122,9 @@ def table(runs: list[dict]) -> str:
             continue
         time_ms = median([median(run["steps_ms"]) for run in good])
         base = base or time_ms
-        memory = " / ".join(f"{max(run.get(key, 0.0) for run in good):.1f}" for key in ("torch_peak_gib", "card_peak_gib"))
+        memory = " / ".join(
+            f"{max(run.get(key, 0.0) for run in good):.1f}" for key in ("torch_peak_gib", "card_peak_gib")
+        )
         errors = " ".join(f"{error:.2e}" for error in good[-1].get("relative_l2", [])) or "-"
         lines.append(
             f"| {ROWS[name].what} | {time_ms:.1f} | {base / time_ms:.3f} | {memory} | "

@@ -30,7 +30,9 @@ class RowwiseLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         super().__init__()
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
         self.register_parameter("weight", None)  # the file's own tensor becomes the weight: there is no second copy
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        )
 
     def forward(self, x: Tensor | Rows) -> Tensor:
         """[..., K] -> [..., N] in the dtype of x; of Rows, which layers may share, [M, N] in the model's dtype."""
@@ -61,7 +63,9 @@ class RowwiseLinear(nn.Module, comfy.ops.CastWeightBiasOp):
             product = fp8_product(rows.values.device)
         return fp8_linear(flat, rows, bias, dtype, product)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: Any):
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, metadata: dict, strict: bool, missing: list, *rest: Any
+    ):
         weight = state_dict.pop(prefix + "weight", None)
         scales = state_dict.pop(prefix + "weight_scale", None)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
@@ -83,13 +87,18 @@ class RowwiseLinear(nn.Module, comfy.ops.CastWeightBiasOp):
             out[prefix + "bias"] = self.bias
         return out
 
-    def convert_weight(self, weight: Tensor, inplace: bool = False, **_: Any) -> Tensor:  # noqa: ARG002
+    def convert_weight(self, weight: Tensor, inplace: bool = False, **_: Any) -> Tensor:
         """What the host adds a LoRA to."""
         return weight.dequantize() if is_rows(weight) else weight
 
     def set_weight(
-        self, weight: Tensor, inplace_update: bool = False, seed: int | None = None, return_weight: bool = False, **_: Any
-    ) -> Tensor | None:  # fmt: skip
+        self,
+        weight: Tensor,
+        inplace_update: bool = False,
+        seed: int | None = None,
+        return_weight: bool = False,
+        **_: Any,
+    ) -> Tensor | None:
         """Takes the weight with a LoRA in it, quantised again with scales of its own."""
         assert not inplace_update, "hosts with quantised tensors replace weights"
         if is_rows(self.weight):
@@ -101,7 +110,7 @@ class RowwiseLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         self.weight = nn.Parameter(weight, requires_grad=False)
         return None
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "RowwiseLinear":  # noqa: ARG002
+    def _apply(self, fn: Any, recurse: bool = True) -> "RowwiseLinear":
         for name, parameter in self._parameters.items():
             if parameter is not None:
                 self._parameters[name] = nn.Parameter(fn(parameter), requires_grad=False)

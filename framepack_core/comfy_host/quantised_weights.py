@@ -7,7 +7,7 @@ the saved file are one path. A source tensor is let go before the next one is re
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.quant_ops

@@ -41,7 +41,9 @@ def save_quantised(model: Any, recipe: str, path: Path) -> Saved:
     names = tensor_names(config)
     merged = sum(PREFIX + name in model.patches for name in names)
     source = {"format": recipe, "source": source_name(model), "merged_patches": merged}
-    stream_atomically(path, _tensors(model, recipe, names), {**metadata_of(config), SOURCE_METADATA: json.dumps(source)})
+    stream_atomically(
+        path, _tensors(model, recipe, names), {**metadata_of(config), SOURCE_METADATA: json.dumps(source)}
+    )
     logger.info("%s: %s of %s; patches are merged into %d of its tensors.", path.name, recipe, source["source"], merged)
     return Saved(path, merged)
 
@@ -49,9 +51,13 @@ def save_quantised(model: Any, recipe: str, path: Path) -> Saved:
 def check_savable(model: Any, recipe: str) -> None:
     """What save_quantised raises, before a file is opened."""
     if not isinstance(model.model, FramePackModel):
-        raise TypeError(f"The model is {type(model.model).__name__}, not FramePack; this node saves FramePack models only.")
+        raise TypeError(
+            f"The model is {type(model.model).__name__}, not FramePack; this node saves FramePack models only."
+        )
     if getattr(model, "weight_wrapper_patches", None):
-        raise ValueError("Another node changes this model's weights by a function, which a file cannot hold; remove it.")
+        raise ValueError(
+            "Another node changes this model's weights by a function, which a file cannot hold; remove it."
+        )
     check_recipe(recipe, loaded_format(model), "The model")
 
 
@@ -114,4 +120,6 @@ def _merged(layer: Any, weight: Tensor, patches: Any, key: str, device: torch.de
     plain = weight if convert is None else convert(weight)
     if not patches:
         return plain
-    return comfy.lora.calculate_weight(patches, plain.to(torch.float32, copy=True), key, intermediate_dtype=torch.float32)
+    return comfy.lora.calculate_weight(
+        patches, plain.to(torch.float32, copy=True), key, intermediate_dtype=torch.float32
+    )

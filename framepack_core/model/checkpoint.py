@@ -56,7 +56,9 @@ def read_header(files: list[Path]) -> Header:
     dtypes: dict[str, str] = {}
     for file in files:
         if file.suffix == ".gguf":
-            raise ValueError(f"{file.name} is GGUF, which is quantised already; open it with the GGUF pack's Unet Loader.")
+            raise ValueError(
+                f"{file.name} is GGUF, which is quantised already; open it with the GGUF pack's Unet Loader."
+            )
         try:
             with safe_open(file, framework="pt") as opened:
                 metadata.update(opened.metadata() or {})

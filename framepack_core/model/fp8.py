@@ -31,7 +31,7 @@ class Rows(NamedTuple):
 
 def quantise_rows(x: Tensor) -> Rows:
     """[N, K] of any float dtype -> Rows; by the Triton kernel on CUDA, by its twin elsewhere."""
-    return fp8_kernel.quantise(x) if fp8_kernel.serves(x) else quantise_rows_eager(x)
+    return Rows(*fp8_kernel.quantise(x)) if fp8_kernel.serves(x) else quantise_rows_eager(x)
 
 
 def quantise_rows_eager(x: Tensor) -> Rows:
@@ -94,6 +94,6 @@ def fp8_product(device: torch.device) -> str:
 
 def _scaled_mm(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     bias = None if bias is None else bias.to(torch.bfloat16)  # the row-wise kernel knows bf16 only
-    return torch._scaled_mm(
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
         x, weight.t(), x_scale, weight_scale, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=x.is_cuda
     )

@@ -3,6 +3,8 @@
 Its reference is fp8.quantise_rows_eager, which also runs where Triton does not.
 """
 
+# pyright: reportOptionalMemberAccess=false, reportCallIssue=false  # Triton's own language
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError:  # CPU, MPS, and AMD or Windows without Triton
-    triton = None
+    triton = tl = None
 
 LONGEST_ROW = 32768  # one program holds a whole row
 
@@ -22,21 +24,19 @@ def serves(x: Tensor) -> bool:
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """[N, K] with rows of stride 1 -> values [N, K] float8_e4m3fn, scales [N, 1] float32."""
-    from .fp8 import Rows
-
     rows, columns = x.shape
     values = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(columns)  # pyright: ignore[reportOptionalMemberAccess]
+    block = triton.next_power_of_2(columns)
     with torch.cuda.device(x.device) if x.is_cuda else torch.no_grad():
         _quantise_row[(rows,)](x, values, scales, x.stride(0), columns, BLOCK=block, num_warps=8 if block > 4096 else 4)
-    return Rows(values, scales)
+    return values, scales
 
 
 if triton is not None:
 
     @triton.jit
-    def _quantise_row(x, values, scales, row_stride, columns, BLOCK: tl.constexpr):  # pyright: ignore  # noqa: N803
+    def _quantise_row(x, values, scales, row_stride, columns, BLOCK: tl.constexpr):  # noqa: N803
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, BLOCK)
         inside = column < columns

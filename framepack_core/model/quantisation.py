@@ -48,7 +48,9 @@ def stored_format(
         layers = json.loads(metadata[QUANTISATION_METADATA])["layers"].values()
         return StoredFormat(" and ".join(sorted({layer["format"] for layer in layers})), True)
     if any(key.endswith(".comfy_quant") for key in shapes):
-        return StoredFormat("int8_tensorwise" if "I8" in block else "float8_e4m3fn" if "F8_E4M3" in block else "4 bit", True)
+        return StoredFormat(
+            "int8_tensorwise" if "I8" in block else "float8_e4m3fn" if "F8_E4M3" in block else "4 bit", True
+        )
     if is_rowwise(shapes, prefix):
         return StoredFormat(ROWWISE, True)
     if prefix + "scaled_fp8" in shapes:

@@ -10,7 +10,7 @@ from framepack_pack.framepack_core.model.config import FramePackConfig
 from torch import Tensor
 
 from .meters import GIB, CardWatch, Stopwatch, host_memory, take_all_but, used_on_card
-from .rows import Missing, Row
+from .rows import MissingPieceError, Row
 from .setting import COMPARED_STEPS, STEPS, module_inputs, new_film, on_device, prompt, weights_file
 
 
@@ -37,7 +37,7 @@ def attach_host(host: Path, flags: list[str]) -> None:
 
     devices = comfy.model_management.get_all_torch_devices()
     if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
-        raise Missing("comfy-aimdo does not start here; pass --host-flags=--disable-dynamic-vram")
+        raise MissingPieceError("comfy-aimdo does not start here; pass --host-flags=--disable-dynamic-vram")
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
 
@@ -45,7 +45,7 @@ def attach_host(host: Path, flags: list[str]) -> None:
 def run_ours(row: Row, options: Any, config: FramePackConfig, device: torch.device) -> tuple[dict, list[Tensor]]:
     """Figures of the row, and its outputs at the compared steps (none when it is not compared)."""
     if row.budget_gib is not None and device.type != "cuda":
-        raise Missing("VRAM budgets need CUDA")
+        raise MissingPieceError("VRAM budgets need CUDA")
     attach_host(options.host, [*(["--cpu"] if device.type == "cpu" else []), *options.host_flags])
     from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 
@@ -55,7 +55,7 @@ def run_ours(row: Row, options: Any, config: FramePackConfig, device: torch.devi
     try:
         model = load_transformer(file, row.weight_dtype)
     except ValueError as error:
-        raise Missing(str(error)) from error
+        raise MissingPieceError(str(error)) from error
     loaded = {"load_s": time.perf_counter() - begun, "rss_loaded_gib": host_memory()["rss_peak_gib"]}
     model = model if row.patch is None else row.patch(model)
     bench = Bench(model, options, config, device)
@@ -124,7 +124,10 @@ def measure_films(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
     for _section in range(12):
         done = len(bench.watch.marks)
         history = bench.sample(history, 2, prompt(bench.config))
-        now = {"step_ms": min(bench.watch.milliseconds()[done:]), "rss_gib": host_memory().get("rss_anonymous_gib", 0.0)}
+        now = {
+            "step_ms": min(bench.watch.milliseconds()[done:]),
+            "rss_gib": host_memory().get("rss_anonymous_gib", 0.0),
+        }
         if bench.device.type == "cuda":
             now["card_gib"] = used_on_card() / GIB
         series.append(now)

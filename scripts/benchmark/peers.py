@@ -12,7 +12,7 @@ from framepack_pack.framepack_core.model.config import FramePackConfig
 from torch import Tensor
 
 from .meters import CardWatch, Stopwatch, host_memory
-from .rows import Missing, Row
+from .rows import MissingPieceError, Row
 from .setting import COMPARED_STEPS, module_inputs, new_film, on_device, random_weights
 
 
@@ -39,7 +39,9 @@ def run_peer(row: Row, options: Any, config: FramePackConfig, device: torch.devi
 def load_peer(row: Row, options: Any, config: FramePackConfig, device: torch.device, dtype: torch.dtype) -> Any:
     """The model with our random weights, and the function that calls it."""
     if row.swapped and device.type != "cuda":
-        raise Missing("DynamicSwap needs CUDA")
+        raise MissingPieceError("DynamicSwap needs CUDA")
+    if row.compiled and device.type != "cuda":
+        raise MissingPieceError("compiling is measured on CUDA only; on a CPU it takes many minutes")
     peer_class, call = _diffusers() if row.kind == "diffusers" else _original(options.original)
     with torch.device("meta"):
         model = peer_class(**sizes(config), has_image_proj=True, has_clean_x_embedder=True)
@@ -85,13 +87,13 @@ def _diffusers() -> tuple[Any, Any]:
             HunyuanVideoFramepackTransformer3DModel,
         )
     except ImportError as error:
-        raise Missing(f"diffusers cannot be imported ({error})") from error
+        raise MissingPieceError(f"diffusers cannot be imported ({error})") from error
     return HunyuanVideoFramepackTransformer3DModel, call_diffusers
 
 
 def _original(checkout: Path | None) -> tuple[Any, Any]:
     if checkout is None:
-        raise Missing("name a checkout of lllyasviel/FramePack with --original")
+        raise MissingPieceError("name a checkout of lllyasviel/FramePack with --original")
     sys.path.insert(0, str(checkout))
     if importlib.util.find_spec("cv2") is None:
         sys.modules["cv2"] = types.ModuleType("cv2")  # its utils import it; the transformer does not use it

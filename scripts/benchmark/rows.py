@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class Missing(Exception):
+class MissingPieceError(Exception):
     """A row whose piece is not on this machine or in this checkout; the message says which."""
 
 
@@ -32,7 +32,7 @@ def step_skipping(model: Any) -> Any:
         from framepack_pack.framepack_core.skipping.methods import METHODS, choose_method
         from framepack_pack.framepack_core.skipping.run import RETENTION
     except ImportError as error:
-        raise Missing(f"step skipping is not in this checkout ({error})") from error
+        raise MissingPieceError(f"step skipping is not in this checkout ({error})") from error
     method = next(name for name in METHODS if "magcache" in name.lower() and "balanced" in name.lower())
     return skip_steps(model, choose_method(method, 0.0, RETENTION, None))
 
@@ -57,7 +57,7 @@ ROWS: dict[str, Row] = {
         for gib in (12, 8, 6, 4)
     },
     "drift": Row("ours", "ours, 12 sections of 2 steps", measure="films", compares=False),
-    "new-prompt": Row("ours", "ours, the first forward of a new prompt (step tables)", measure="prompt", compares=False),
+    "new-prompt": Row("ours", "ours, first forward of a new prompt (step tables)", measure="prompt", compares=False),
 }  # fmt: skip
 
 REFERENCE = Row("diffusers", "diffusers in float32, what the errors are against", dtype="float32", measure="reference")

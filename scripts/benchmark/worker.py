@@ -18,7 +18,7 @@ def main() -> None:
     options.host, options.scratch = Path(options.host), Path(options.scratch)
     alias_pack()
     from .peers import run_peer
-    from .rows import REFERENCE, ROWS, Missing
+    from .rows import REFERENCE, ROWS, MissingPieceError
     from .setting import CONFIGS
 
     row = REFERENCE if name == "reference" else ROWS[name]
@@ -32,11 +32,13 @@ def main() -> None:
     try:
         with torch.inference_mode():
             figures, outputs = run(row, options, config, device)
-    except Missing as error:
+    except MissingPieceError as error:
         figures, outputs = {"skipped": str(error)}, []
     compare(outputs, figures, options.scratch / f"reference_{options.config}_{options.width}x{options.height}.pt", name)
-    figures.update(machine=machine(device, options.host), process_s=time.perf_counter() - begun)
-    print("RESULT " + json.dumps(figures))
+    print(
+        "RESULT "
+        + json.dumps({**figures, "machine": machine(device, options.host), "process_s": time.perf_counter() - begun})
+    )
 
 
 def alias_pack() -> None:

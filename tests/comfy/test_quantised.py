@@ -61,7 +61,9 @@ def test_bf16_files_are_quantised_while_they_are_read(bf16_file, tiny, positive,
     assert len(layers) > 10
     assert all(is_rows(layer.weight) for layer in layers.values())
     assert all(unwrap(layer.weight).scales.shape == (layer.weight.shape[0], 1) for layer in layers.values())
-    others = [p for name, p in model.model.diffusion_model.named_parameters() if not is_block_layer(name.rpartition(".")[0])]
+    others = [
+        p for name, p in model.model.diffusion_model.named_parameters() if not is_block_layer(name.rpartition(".")[0])
+    ]
     assert not any(is_rows(p) or p.dtype == torch.float8_e4m3fn for p in others), "only the blocks' products"
     error = relative_l2(film(model, tiny, positive, new_film), film(tiny.model, tiny, positive, new_film))
     assert 1e-4 < error < 0.2
@@ -73,7 +75,9 @@ def lora_of(model, generator_seed=0):
     out = {}
     for name in ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.norm1.linear"):
         weight = model.model.diffusion_model.get_submodule(name).weight
-        out[f"transformer.{name}.lora_A.weight"] = torch.randn(4, weight.shape[1], generator=generator) / weight.shape[1]
+        out[f"transformer.{name}.lora_A.weight"] = (
+            torch.randn(4, weight.shape[1], generator=generator) / weight.shape[1]
+        )
         out[f"transformer.{name}.lora_B.weight"] = torch.randn(weight.shape[0], 4, generator=generator)
     return out
 
@@ -98,7 +102,8 @@ def save(model, recipe=ROWWISE):
 
 
 each_recipe = pytest.mark.parametrize(
-    "recipe", [ROWWISE, pytest.param(INT8, marks=pytest.mark.skipif(not HAS_INT8, reason="no int8 layers on this ComfyUI"))]
+    "recipe",
+    [ROWWISE, pytest.param(INT8, marks=pytest.mark.skipif(not HAS_INT8, reason="no int8 layers on this ComfyUI"))],
 )
 
 
@@ -252,7 +257,9 @@ def core_file(weights, layers, path):
     save_file(out, path, {**metadata_of(CONFIG), "_quantization_metadata": json.dumps({"layers": layers})})
 
 
-def test_the_hosts_quantised_files_load_in_their_own_and_in_rowwise_compute(tmp_path, weights, tiny, positive, new_film):
+def test_the_hosts_quantised_files_load_in_their_own_and_in_rowwise_compute(
+    tmp_path, weights, tiny, positive, new_film
+):
     path = tmp_path / "core.safetensors"
     layers = {key[:-7]: {"format": "float8_e4m3fn"} for key in weights if is_block_layer(key[:-7])}
     core_file(weights, layers, path)
@@ -268,7 +275,11 @@ def test_the_hosts_quantised_files_load_in_their_own_and_in_rowwise_compute(tmp_
     [
         (scaled_fp8, "fp8_e5m2", r"\(float8_e4m3fn\) and would be quantised again by fp8_e5m2"),
         (scaled_fp8, "fp8_e4m3fn", r"quantised again by fp8_e4m3fn"),
-        (lambda w: scaled_fp8(w, torch.float8_e5m2), ROWWISE, r"\(float8_e5m2 scaled\) and would be .* fp8_e4m3fn_rowwise"),
+        (
+            lambda w: scaled_fp8(w, torch.float8_e5m2),
+            ROWWISE,
+            r"\(float8_e5m2 scaled\) and would be .* fp8_e4m3fn_rowwise",
+        ),
         pytest.param(scaled_fp8, INT8, r"quantised again by int8_convrot|has no int8 layers", id="int8"),
         (lambda w: {k: t.to(torch.float8_e4m3fn) for k, t in w.items()}, "fp8_e5m2", r"\(fp8_e4m3fn\) and would be"),
     ],
@@ -291,7 +302,9 @@ def test_our_files_refuse_another_quantiser_in_both_loaders(output, bf16_file):
 
 
 def test_saving_refuses_a_second_quantiser_and_other_models(output, bf16_file, tiny):
-    with pytest.raises(ValueError, match=r"quantised already \(fp8\) and would be quantised again by fp8_e4m3fn_rowwise"):
+    with pytest.raises(
+        ValueError, match=r"quantised already \(fp8\) and would be quantised again by fp8_e4m3fn_rowwise"
+    ):
         save(load_transformer(bf16_file, "fp8_e5m2"))
     gguf = load_transformer(bf16_file)
     layer = gguf.model.diffusion_model.transformer_blocks[0].attn.to_q

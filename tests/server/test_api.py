@@ -21,6 +21,7 @@ NODE_IDS = {
     "FramePackNativeLoadModel",
     "FramePackNativeResolution",
     "FramePackNativeSampler",
+    "FramePackNativeSaveQuantizedModel",
     "FramePackNativeSectionPrompts",
     "FramePackNativeSetRange",
     "FramePackNativeSigmas",
