@@ -3,7 +3,8 @@
 Its reference is fp8.quantise_rows_eager, which also runs where Triton does not.
 """
 
-# pyright: reportOptionalMemberAccess=false, reportCallIssue=false  # Triton's own language
+# Triton's own language:
+# pyright: reportOptionalMemberAccess=false, reportCallIssue=false, reportInvalidTypeForm=false
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ LONGEST_ROW = 32768  # one program holds a whole row
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the kernel takes this matrix."""
-    return triton is not None and x.is_cuda and x.ndim == 2 and x.stride(1) == 1 and x.shape[1] <= LONGEST_ROW
+    """Whether the kernel takes this matrix, and the card knows the format (compute capability 8.9)."""
+    if triton is None or not x.is_cuda or torch.version.hip or torch.cuda.get_device_capability(x.device) < (8, 9):
+        return False
+    return x.ndim == 2 and x.stride(1) == 1 and x.shape[1] <= LONGEST_ROW
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
