@@ -78,12 +78,16 @@ def check_recipe(recipe: str, stored: StoredFormat, name: str) -> None:
 
 
 def read_weights(files: list[Path], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Names without the prefix, and tensors, one at a time."""
+    """Names without the prefix, and tensors, one at a time; what is not copied is gone with the next one.
+
+    The file is opened anew for each, because pages that were read stay resident for as long as it is open.
+    """
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118  # safe_open is not a mapping
-                if key.startswith(prefix):
-                    yield key[len(prefix) :], opened.get_tensor(key)
+            keys = [key for key in opened.keys() if key.startswith(prefix)]  # noqa: SIM118  # not a mapping
+        for key in keys:
+            with safe_open(file, framework="pt") as opened:
+                yield key[len(prefix) :], opened.get_tensor(key)
 
 
 def quantised_state_dict(
@@ -100,14 +104,14 @@ def quantised_state_dict(
         if kind in _SCALES or name == "scaled_fp8":
             continue
         if kind != "weight":
-            out[name] = tensor
+            out[name] = tensor.clone()
         elif tensor.dtype == FP8:
             out.update(_kept_rows(layer, tensor, scales.get(layer)))
         elif is_block_layer(layer):
             quantised = RECIPES[recipe].quantise(tensor.to(device))
             out.update({f"{layer}.{suffix}": part.to("cpu") for suffix, part in quantised.items()})
         else:
-            out[name] = tensor.clone()  # not a view of the file, which then can be closed
+            out[name] = tensor.clone()
     return out
 
 

@@ -1,5 +1,6 @@
 """Other implementations with our weights: diffusers' class from PyPI, and the original's from a checkout."""
 
+import importlib.machinery
 import importlib.util
 import sys
 import time
@@ -96,7 +97,9 @@ def _original(checkout: Path | None) -> tuple[Any, Any]:
         raise MissingPieceError("name a checkout of lllyasviel/FramePack with --original")
     sys.path.insert(0, str(checkout))
     if importlib.util.find_spec("cv2") is None:
-        sys.modules["cv2"] = types.ModuleType("cv2")  # its utils import it; the transformer does not use it
+        stub = types.ModuleType("cv2")  # its utils import it; the transformer does not use it
+        stub.__spec__ = importlib.machinery.ModuleSpec("cv2", None)
+        sys.modules["cv2"] = stub
     from diffusers_helper.models.hunyuan_video_packed import HunyuanVideoTransformer3DModelPacked
 
     return HunyuanVideoTransformer3DModelPacked, call_original
