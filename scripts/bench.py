@@ -14,6 +14,7 @@ file already is not run again, unless it failed; --minutes stops in time, and th
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -50,9 +51,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="ComfyUI folder")
-    parser.add_argument(
-        "--host-flags", nargs="*", default=[], help="flags of ComfyUI, as --host-flags=--reserve-vram ..."
-    )
+    parser.add_argument("--host-flags", default="", help='flags of ComfyUI, as --host-flags="--reserve-vram 2"')
     parser.add_argument("--original", type=Path, default=None, help="checkout of lllyasviel/FramePack")
     parser.add_argument("--rows", default=DEFAULT, help=f"some of {','.join(ROWS)}, or all")
     parser.add_argument("--order", choices=["abba", "once"], default="abba")
@@ -63,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--timed", type=int, default=10, help="forwards that are")
     parser.add_argument("--quick", action="store_true", help="each row once, 4 timed forwards")
     parser.add_argument("--no-reference", action="store_true", help="no float32 reference, no errors")
+    parser.add_argument("--row-seconds", type=int, default=400, help="a row that takes longer has failed")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no row after these")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "framepack_bench")
     parser.add_argument("--json", type=Path, default=Path("bench.json"))
@@ -77,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     unknown = [name for name in options.rows if name not in ROWS]
     if unknown:
         parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    options.host_flags = shlex.split(options.host_flags)
     options.scratch.mkdir(parents=True, exist_ok=True)
     return options
 
@@ -96,7 +97,12 @@ def run_row(name: str, options: argparse.Namespace) -> dict:
     given = {key: value if isinstance(value, int | list) else str(value) for key, value in vars(options).items()}
     given["original"] = options.original and str(options.original.resolve())
     command = [sys.executable, "-m", "benchmark.worker", name, json.dumps(given)]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=options.row_seconds
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"longer than {options.row_seconds} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         return {"failed": (done.stderr or done.stdout)[-3000:]}

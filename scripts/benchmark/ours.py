@@ -1,5 +1,6 @@
 """Our MODEL in ComfyUI, through its loader, guider and sampler, timed where the transformer is called."""
 
+import inspect
 import sys
 import time
 from pathlib import Path
@@ -30,13 +31,19 @@ def attach_host(host: Path, flags: list[str]) -> None:
     import comfy_aimdo.control
 
     reserve = comfy.cli_args.args.reserve_vram
-    comfy_aimdo.control.init(simple_vram_headroom=None if reserve is None else int(reserve * GIB))
+    settings = {"simple_vram_headroom": None if reserve is None else int(reserve * GIB), "nvml_pressure": True}
+    known = inspect.signature(comfy_aimdo.control.init).parameters  # fewer up to comfy-aimdo 0.4.10
+    comfy_aimdo.control.init(**{name: value for name, value in settings.items() if name in known})
     import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher
 
-    devices = comfy.model_management.get_all_torch_devices()
-    if not comfy_aimdo.control.init_devices((device.index, 0) for device in devices):
+    devices = [device.index for device in comfy.model_management.get_all_torch_devices()]
+    try:
+        started = comfy_aimdo.control.init_devices((index, 0) for index in devices)
+    except TypeError:  # comfy-aimdo 0.4.9
+        started = comfy_aimdo.control.init_devices(iter(devices))
+    if not started:
         raise MissingPieceError("comfy-aimdo does not start here; pass --host-flags=--disable-dynamic-vram")
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True

@@ -47,6 +47,8 @@ def weights_file(scratch: Path, config_name: str, device: torch.device) -> Path:
     if not path.exists():
         config = CONFIGS[config_name]
         stream_atomically(path, random_weights(config, device, torch.bfloat16), metadata_of(config))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return path
 
 
