@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import torch
 from framepack_pack.framepack_core.atomic_files import stream_atomically
-from framepack_pack.framepack_core.comfy_host import quantised_weights
+from framepack_pack.framepack_core.comfy_host import checkpoints, fp8_operations, quantised_weights
 from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 from framepack_pack.framepack_core.comfy_host.conditioning import DIRECTION_ATTACHMENT
 from framepack_pack.framepack_core.comfy_host.fp8_layout import is_rows, unwrap
@@ -327,3 +327,29 @@ def test_gguf_files_are_named(tmp_path):
 def test_int8_is_refused_where_the_host_has_none(bf16_file):
     with pytest.raises(ValueError, match="This ComfyUI has no int8 layers"):
         load_transformer(bf16_file, INT8)
+
+
+@pytest.mark.parametrize("with_a_lora", [False, True])
+def test_the_model_samples_with_8_bit_products(bf16_file, tiny, positive, new_film, monkeypatch, with_a_lora):
+    """The route of cards whose row-wise kernel is missing; torch has its product on a CPU too."""
+    dequantised = (
+        with_lora(load_transformer(bf16_file, ROWWISE)) if with_a_lora else load_transformer(bf16_file, ROWWISE)
+    )
+    expected = film(dequantised, tiny, positive, new_film)
+    products = []
+
+    def record(device):
+        products.append(device)
+        return "tensorwise"
+
+    monkeypatch.setattr(fp8_operations, "fp8_product", record)
+    got = film(dequantised, tiny, positive, new_film)
+    assert len(products) == len(block_layers(dequantised))
+    assert 1e-4 < relative_l2(got, expected) < 0.1
+
+
+def test_cards_without_bf16_are_named(monkeypatch, caplog):
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_: False)
+    checkpoints.say_what_the_card_lacks()
+    assert "cuda:0 has no fast bf16: FramePack is computed in float32" in caplog.text
