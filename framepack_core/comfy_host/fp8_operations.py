@@ -39,14 +39,14 @@ class RowwiseLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         comfy.ops.run_every_op()
         dtype = self.dtype if isinstance(x, Rows) else x.dtype
         values = x.values if isinstance(x, Rows) else x
-        is_patched = len(self.weight_function) > 0
+        stays_rows = is_rows(self.weight) and len(self.weight_function) == 0
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self,
-            dtype=dtype if is_patched or not is_rows(self.weight) else self.weight.dtype,
+            dtype=self.weight.dtype if stays_rows else dtype,
             device=values.device,
             bias_dtype=dtype,
             offloadable=True,
-            **({"compute_dtype": dtype, "want_requant": not is_patched} if _REQUANTISES else {}),
+            **({"compute_dtype": dtype, "want_requant": stays_rows} if _REQUANTISES else {}),
         )
         out = self._multiply(x, weight, bias, dtype)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
