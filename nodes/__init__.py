@@ -5,6 +5,7 @@ from .demo_loader import FramePackLoadDemo, register_folders
 from .history import FramePackAppendSection, FramePackApplyHistory, FramePackStartHistory
 from .model_loader import FramePackLoadModel
 from .prompts import FramePackSectionPrompts, FramePackSetRange
+from .quantised_saver import FramePackSaveQuantizedModel
 from .sampler import FramePackSampler
 from .sampling_parts import FramePackSigmas, FramePackUniPC
 from .start_image import FramePackResolution, FramePackStartImage
@@ -15,6 +16,7 @@ __all__ = ["NODES", "register_folders"]
 NODES = [
     FramePackLoadModel,
     FramePackLoadDemo,
+    FramePackSaveQuantizedModel,
     FramePackSectionPrompts,
     FramePackSetRange,
     FramePackResolution,

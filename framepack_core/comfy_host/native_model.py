@@ -13,10 +13,13 @@ from torch import Tensor
 
 from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
+from ..model.quantisation import ROWWISE
 from ..model.transformer import FramePackTransformer, SectionInputs, StepInputs, crop
 from ..packing import PackedHistory
 from .attention_choice import host_attention
 from .encoder_widths import check_prompt, check_vision
+from .fp8_layout import register_layout
+from .fp8_operations import RowwiseOperations
 from .shelf import patch_for_saving, shelve_step_layers
 from .step_sources import HISTORY_RATES, Call, CONDSources, parts_of_step, source_of
 
@@ -30,7 +33,22 @@ class FramePackModelConfig(comfy.supported_models.HunyuanVideo):
 
     unet_config = {"image_model": IMAGE_MODEL}
 
+    def __init__(self, unet_config: dict) -> None:
+        super().__init__(unet_config)
+        self.is_rowwise = self.unet_config.pop("is_rowwise", False)
+        if self.is_rowwise:  # any truth tells the host not to take the most frequent dtype, fp8, for all tensors
+            self.quant_config = self.layer_quant_config = {"format": ROWWISE}
+            self.scaled_fp8 = torch.float8_e4m3fn
+
+    def set_inference_dtype(self, dtype: Any, *args: Any, **kwargs: Any) -> None:
+        if self.is_rowwise and dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            raise ValueError(f"The file is quantised already ({ROWWISE}); set weight_dtype to default.")
+        super().set_inference_dtype(dtype, *args, **kwargs)
+
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> "FramePackModel":
+        if self.is_rowwise:
+            register_layout()
+            self.custom_operations = RowwiseOperations
         return FramePackModel(self, device=device)
 
     def process_unet_state_dict(self, state_dict: dict) -> dict:

@@ -22,6 +22,7 @@ NODE_IDS = {
     "FramePackNativeLoadModel",
     "FramePackNativeResolution",
     "FramePackNativeSampler",
+    "FramePackNativeSaveQuantizedModel",
     "FramePackNativeSectionPrompts",
     "FramePackNativeSetRange",
     "FramePackNativeSigmas",
