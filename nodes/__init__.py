@@ -1,6 +1,7 @@
 """Sockets and widgets; what they do is in framepack_core."""
 
 from .decode import FramePackDecode
+from .decode_video import FramePackDecodeVideo
 from .demo_loader import FramePackLoadDemo, register_folders
 from .history import FramePackAppendSection, FramePackApplyHistory, FramePackStartHistory
 from .model_loader import FramePackLoadModel
@@ -30,4 +31,5 @@ NODES = [
     FramePackCalibrateSkipping,
     FramePackSampler,
     FramePackDecode,
+    FramePackDecodeVideo,
 ]

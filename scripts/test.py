@@ -1,6 +1,6 @@
 """Runs the checks and the tests against a ComfyUI that it sets up itself: `python3 scripts/test.py`.
 
-`--host` (or COMFYUI_PATH) names another ComfyUI to test with, `--only` one of the three test folders without the
+`--host` (or COMFYUI_PATH) names another ComfyUI to test with, `--only` one of the four test folders without the
 checks; what follows `--` goes to pytest. The exit code is pytest's, or else that of the first check that failed.
 """
 
@@ -28,7 +28,9 @@ def main() -> int:
     """Reads the command line and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, help="folder of the ComfyUI to test with (default: the pinned one)")
-    parser.add_argument("--only", choices=("core", "comfy", "server"), help="one folder of tests, without the checks")
+    parser.add_argument(
+        "--only", choices=("core", "comfy", "meaning", "server"), help="one folder of tests, without the checks"
+    )
     parser.add_argument("pytest_arguments", nargs="*", metavar="-- ARGUMENTS", help="handed to pytest")
     arguments = parser.parse_args()
     try:

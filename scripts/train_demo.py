@@ -63,6 +63,7 @@ def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adamw", type=float, default=1e-3, help="learning rate of everything else")
     parser.add_argument("--tested", type=int, default=64, help="held-out films that are measured")
     parser.add_argument("--sampling-steps", type=int, default=25, help="of the measured films")
+    parser.add_argument("--start-from", type=Path, help="checkpoint whose weights a new run begins with")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which a CPU never uses")
 
 

@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = os.environ.get("COMFYUI_PATH")
+NEED_HOST = {ROOT / "tests" / "comfy", ROOT / "tests" / "meaning"}
 
 # An alias, because our folder `nodes` would hide ComfyUI's module `nodes` if the root were on sys.path.
 pack = types.ModuleType("framepack_pack")
@@ -35,12 +36,12 @@ class NeedsHost(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Without a host the files of tests/comfy cannot even be imported."""
-    if HOST or ROOT / "tests" / "comfy" not in module_path.parents:
+    """Without a host the files of these folders cannot even be imported."""
+    if HOST or NEED_HOST.isdisjoint(module_path.parents):
         return None
     return NeedsHost.from_parent(parent, path=module_path)
 
 
 def pytest_report_header() -> str:
-    """Says which host the tests in tests/comfy use."""
+    """Says which host the tests use."""
     return f"ComfyUI: {HOST or 'none'}"

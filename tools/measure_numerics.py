@@ -160,9 +160,10 @@ def vision(tiny: Any) -> None:
 def cross_fade(tiny: Any) -> None:
     film = core("history").new_history(core("section_plan").plan_backward(3, 9), 0, 64, 64)
     film = core("generate").generate(film, lambda _section, _packed, noise: 2 * noise)
-    first = torch.cat(list(core("decoding").decode_film(film, tiny.vae.decode)), dim=1)
+    latents, plan = core("history").film_latents(film), core("decoding").plan_sections(film)
+    first = torch.cat(list(core("decoding").decode_film(latents, plan, tiny.vae.decode)), dim=1)
     kept, tiny.vae.process_output = tiny.vae.process_output, lambda image: image.add_(1).div_(2)
-    last = torch.cat(list(core("decoding").decode_film(film, tiny.vae.decode)), dim=1).clamp(0, 1)
+    last = torch.cat(list(core("decoding").decode_film(latents, plan, tiny.vae.decode)), dim=1).clamp(0, 1)
     tiny.vae.process_output = kept
     levels = (first - last).abs() * 255
     share = float((levels > 0).float().mean())

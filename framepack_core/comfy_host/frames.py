@@ -1,17 +1,13 @@
-"""Images to start latents and histories to frames, through the host's VAE and vision encoder."""
+"""Images to start latents, through the host's VAE and vision encoder."""
 
 from typing import Any, NamedTuple
 
-import comfy.model_management
-import comfy.utils
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..constants import FRAMES_PER_LATENT, LATENT_CHANNELS, PIXELS_PER_LATENT
-from ..decoding import decode_film, decode_windows, decoded_frames
-from ..history import History
 
 
 class StartImage(NamedTuple):
@@ -56,31 +52,6 @@ def check_vae(vae: Any) -> None:
             f"{got[3]}x in time; FramePack needs HunyuanVideo's ({expected[0]}, {expected[1]}, {expected[2]}x, "
             f"{expected[3]}x): load hunyuan_video_vae_bf16.safetensors."
         )
-
-
-def decode_frames(history: History, vae: Any) -> Tensor:
-    """IMAGE of all frames made so far, [B * F, H, W, 3] on the CPU, with a progress bar over the windows.
-
-    Raises ValueError for a VAE of another family or an empty history.
-    """
-    check_vae(vae)
-    bar = comfy.utils.ProgressBar(len(decode_windows(history)))
-
-    def decode(latents: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        frames = vae.decode(latents)  # [B, F, H, W, 3]
-        bar.update(1)
-        return frames
-
-    film = None
-    filled = 0
-    for piece in decode_film(history, decode):
-        if film is None:  # sized once: joining pieces would hold the film twice
-            film = torch.empty(piece.shape[0], decoded_frames(history), *piece.shape[2:])
-        film[:, filled : filled + piece.shape[1]] = piece
-        filled += piece.shape[1]
-    assert film is not None  # decode_windows refuses an empty history
-    return film.flatten(0, 1)
 
 
 def _fit_one(sample: Tensor, height: int, width: int) -> Tensor:

@@ -1,13 +1,11 @@
-"""Images in, frames out."""
+"""Images in; which VAEs are taken."""
 
 import numpy as np
 import pytest
 import torch
-from framepack_pack.framepack_core.comfy_host.frames import check_vae, decode_frames, encode_start, fit_image
-from framepack_pack.framepack_core.decoding import decode_film
+from framepack_pack.framepack_core.comfy_host.film_decoding import decode_frames
+from framepack_pack.framepack_core.comfy_host.frames import check_vae, encode_start, fit_image
 from framepack_pack.framepack_core.generate import generate
-from framepack_pack.framepack_core.history import film_latents
-from framepack_pack.nodes.decode import FramePackDecode
 from framepack_pack.nodes.start_image import FramePackResolution, FramePackStartImage
 from PIL import Image
 
@@ -67,26 +65,6 @@ def test_fitting_is_the_originals(size, fitted):
     assert np.array_equal((got[0].numpy() * 255).round().astype(np.uint8), expected)
 
 
-@pytest.mark.parametrize("kind", ["backward", "forward"])
-def test_decode_gives_the_frames_of_all_windows(tiny, new_film, kind):
-    history = noise_film(new_film(kind, 3))
-    images = FramePackDecode.execute(history, tiny.vae).args[0]
-    assert images.shape == (3 * 12 + 1, 32, 48, 3)
-    assert images.device.type == "cpu"
-    expected = torch.cat(list(decode_film(history, tiny.vae.decode)), dim=1)[0]
-    torch.testing.assert_close(images, expected)
-
-
-def test_one_section_decodes_as_a_whole(tiny, new_film):
-    history = noise_film(new_film(count=1))
-    torch.testing.assert_close(decode_frames(history, tiny.vae), tiny.vae.decode(film_latents(history))[0])
-
-
-def test_empty_films_are_refused(tiny, new_film):
-    with pytest.raises(ValueError, match="no section yet"):
-        FramePackDecode.execute(new_film(), tiny.vae)
-
-
 class OtherVae:
     """As much of a VAE as tells its family."""
 
@@ -113,7 +91,7 @@ def test_other_vaes_are_refused(new_film, vae, message):
     for run in (
         lambda: check_vae(vae),
         lambda: FramePackStartImage.execute(torch.rand(1, 64, 64, 3), vae, 64),
-        lambda: decode_frames(noise_film(new_film()), vae),
+        lambda: decode_frames(vae, noise_film(new_film())),
     ):
         with pytest.raises(ValueError, match=message):
             run()

@@ -10,8 +10,8 @@ from framepack_pack.tools.demo_world.backgrounds import paint_backgrounds
 from framepack_pack.tools.demo_world.captions import captions, motion_phrases, vocabulary
 from framepack_pack.tools.demo_world.judge import judge_colour, judge_motion, judge_shape
 from framepack_pack.tools.demo_world.measure import track_object
-from framepack_pack.tools.demo_world.motion import LARGEST, SMALLEST, film_states, section_states
-from framepack_pack.tools.demo_world.render import render
+from framepack_pack.tools.demo_world.motion import LARGEST, SMALLEST, film_states, start_state
+from framepack_pack.tools.demo_world.render import render, wrapped
 from framepack_pack.tools.demo_world.sampling import held_out, random_scenes
 from framepack_pack.tools.demo_world.scene import (
     BACKGROUNDS,
@@ -19,6 +19,7 @@ from framepack_pack.tools.demo_world.scene import (
     MOTIONS,
     SECTION_FRAMES,
     SHAPES,
+    SIZES,
     join,
     scene,
     section_frames,
@@ -54,26 +55,33 @@ def names(indices, kind):
 def test_states_are_continuous_over_sections():
     scenes = random_scenes(64, 6, seeded())
     states = film_states(scenes, range(scenes.frames))
-    assert states.position.diff(dim=1).norm(dim=-1).max() < 0.07  # a hop begins fastest
-    assert states.radius.log().diff(dim=1).abs().max() < 0.025
-    assert states.angle.diff(dim=1).abs().max() < 0.18
-    for film, ends in zip(states, section_states(scenes), strict=True):
-        torch.testing.assert_close(film[:, ::SECTION_FRAMES], ends)
+    step = states.position.diff(dim=1)
+    assert (step - step.round()).norm(dim=-1).max() < 0.07  # a hop begins fastest; round the picture is no way
+    assert states.radius.log().diff(dim=1).abs().max() < 0.07
+    turn = states.angle.diff(dim=1).abs()
+    assert torch.minimum(turn, 2 * torch.pi - turn).max() < 0.18
 
 
-@pytest.mark.parametrize(("motion", "path"), [("right", (0.5, 0)), ("slowly left", (-0.2, 0)), ("up", (0, -0.5))])
+@pytest.mark.parametrize(("motion", "path"), [("right", (0.5, 0)), ("left", (-0.5, 0)), ("up", (0, -0.5))])
 def test_named_motions_go_where_they_say(motion, path):
-    states = section_states(scene("star", "red", "white", [motion]))
+    states = film_states(scene("star", "red", "white", [motion]), [0, SECTION_FRAMES // 2])
     torch.testing.assert_close((states.position[0, 1] - states.position[0, 0]), torch.tensor(path).float())
 
 
-def test_sizes_stay_sensible_however_often_they_change():
-    scenes = join([scene("ball", "red", "white", [motion] * 50) for motion in ("grows", "shrinks")])
-    grown, shrunk = section_states(scenes).radius
-    assert (grown.diff() >= 0).all()
-    assert grown[-1] <= LARGEST + 1e-6
-    assert (shrunk.diff() <= 0).all()
-    assert shrunk[-1] >= SMALLEST - 1e-6
+@pytest.mark.parametrize("size", [(48, 48), (48, 80)])
+def test_every_section_ends_as_it_starts(size):
+    scenes = join([scene("heart", "pink", "beach", [motion, "right"]) for motion in MOTIONS])
+    start, border = render(scenes, [0, SECTION_FRAMES], *size).unbind(1)
+    torch.testing.assert_close(border, start, atol=1e-4, rtol=0)
+
+
+def test_sizes_change_visibly_and_stay_sensible():
+    scenes = join([scene("ball", "red", "white", [motion], size) for motion in ("grows", "shrinks") for size in SIZES])
+    middle, start = film_states(scenes, [SECTION_FRAMES // 2]).radius[:, 0], start_state(scenes).radius
+    assert (middle[:2] > 1.4 * start[:2]).all()
+    assert (middle[2:] < start[2:] / 1.4).all()
+    assert middle.max() <= LARGEST
+    assert middle.min() >= SMALLEST
 
 
 def test_a_film_has_no_frames_beyond_its_motions():
@@ -100,7 +108,7 @@ def test_pictures_of_any_size_show_the_same_world(height, width):
 
 def test_what_leaves_at_one_edge_comes_in_at_the_other():
     film = scene("heart", "pink", "grey", ["right", "right"], start=(0.75, 0.5))
-    first, half_way, last = render(film, [0, 36, 72], 64, 64)[0]
+    first, half_way, last = render(film, [0, 18, 36], 64, 64)[0]
     torch.testing.assert_close(first, last, atol=1e-4, rtol=0)
     torch.testing.assert_close(first.roll(32, 1), half_way, atol=1e-4, rtol=0)
 
@@ -156,19 +164,11 @@ def test_a_seed_gives_the_same_films_and_captions():
     assert captions(first, 2, seeded(7)) != captions(first, 2, seeded(8))
 
 
-def test_no_film_resizes_three_times_in_a_row():
-    motions = random_scenes(3000, 8, seeded()).motions
-    for name in ("grows", "shrinks"):
-        same = motions == MOTIONS.index(name)
-        assert not (same[:, 2:] & same[:, 1:-1] & same[:, :-2]).any()
-        assert (same[:, 1:] & same[:, :-1]).any()
-
-
 def test_captions_say_what_the_scene_shows():
-    film = scene("star", "orange", "white", ["right", "grows", "slowly up"], size="small")
+    film = scene("star", "orange", "white", ["right", "grows", "up"], size="small")
     assert captions(film, 0) == ["a small orange star moves right on a white background"]
-    assert captions(film, 1) == ["a small orange star grows on a white background"]
-    assert captions(film, 2) == ["a big orange star slowly moves up on a white background"]
+    assert captions(film, 1) == ["a small orange star grows for a moment on a white background"]
+    assert captions(film, 2) == ["a small orange star moves up on a white background"]
     texts = [captions(film, 0, seeded(seed))[0] for seed in range(200)]
     assert len(set(texts)) > 60
     assert not [text for text in texts if re.search(r"\ba [aeiou]|\ban [^aeiou]", text, re.IGNORECASE)]
@@ -210,13 +210,12 @@ def test_the_judge_is_not_fooled_by_films_that_run_backwards():
     scenes = every_motion(3)
     frames = render(scenes, section_frames(1)[::4], SIDE, SIDE)
     judged = names(judge_motion(frames.flip(1), paint_backgrounds(scenes, SIDE, SIDE)), MOTIONS)
-    opposite = {"right": "left", "up": "down", "slowly right": "slowly left", "slowly up": "slowly down"}
+    opposite = {"right": "left", "up": "down"}
     opposite |= {back: there for there, back in opposite.items()}
     seen = dict(zip(MOTIONS, judged, strict=True))
     assert {motion: seen[motion] for motion in opposite} == opposite
-    assert seen["grows"] != "grows"
-    assert seen["shrinks"] != "shrinks"
-    assert (seen["stays still"], seen["bounces"]) == ("stays still", "bounces")  # the same both ways
+    for motion in ("stays still", "bounces", "grows", "shrinks"):
+        assert seen[motion] == motion, "the same both ways"
 
 
 def test_the_judge_names_what_is_seen_not_what_was_asked():
@@ -235,6 +234,8 @@ def test_tracks_are_exact_to_a_pixel_over_the_edges_of_wide_pictures():
     frames = render(scenes, section_frames(1), 96, 160)
     track = track_object(frames, scenes.colour, paint_backgrounds(scenes, 96, 160))
     truth = film_states(scenes, section_frames(1), (160 / 96, 1.0))
-    error = (track.position - (truth.position - truth.position[:, :1])).norm(dim=-1) * 96
+    error = track.position - (truth.position - truth.position[:, :1])
+    error = torch.stack([wrapped(error[..., axis], length) for axis, length in enumerate((160 / 96, 1.0))], -1)
+    error = error.norm(dim=-1) * 96
     assert error.mean() < 0.3
     assert (track.radius / truth.radius - 1).abs().max() < 0.15

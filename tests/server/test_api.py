@@ -18,6 +18,7 @@ NODE_IDS = {
     "FramePackNativeApplyHistory",
     "FramePackNativeCalibrateSkipping",
     "FramePackNativeDecode",
+    "FramePackNativeDecodeVideo",
     "FramePackNativeLoadDemo",
     "FramePackNativeLoadModel",
     "FramePackNativeResolution",

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...framepack_core.decoding import decode_film
+from ...framepack_core.decoding import decode_film, plan_sections
 from ...framepack_core.generate import generate
-from ...framepack_core.history import History, new_history
+from ...framepack_core.history import History, film_latents, new_history
 from ...framepack_core.model.transformer import FramePackTransformer
 from ...framepack_core.schedule import section_sigmas
 from ...framepack_core.section_plan import Direction, Section, SectionPlan, plan_backward, plan_forward
@@ -120,7 +120,7 @@ def true_film(films: HeldOut, direction: Direction) -> History:
 
 def decoded(history: History, encoders: Encoders) -> Tensor:
     """Frames [B, F, H, W, 3] of 0..1 by the pack's windows and cross-fades, where the VAE computes."""
-    return torch.cat(list(decode_film(history, encoders.coder.decode)), dim=1)
+    return torch.cat(list(decode_film(film_latents(history), plan_sections(history), encoders.coder.decode)), dim=1)
 
 
 @torch.no_grad()

@@ -48,6 +48,7 @@ def run_stage(arguments: argparse.Namespace) -> None:
         arguments.seed,
         rates=replace(Rates(), muon=arguments.muon, adamw=arguments.adamw),
         compiles=device.type == "cuda" and not arguments.no_compile,
+        start_from=arguments.start_from,
     )
     config = config_for(dataset)
     run_file = out / "transformer_run.safetensors"

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 
-from .motion import section_states
 from .scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scenes
 
 FULL_TEMPLATES = (
@@ -59,7 +58,6 @@ PLACES = {
     "night": ("at night", "in the night", "under the night sky", "in the moonlight"),
 }
 _Choice = TypeVar("_Choice")
-_BIG_FROM = 0.16  # radius in units from which an object is called big
 _TRAVEL = (("moves", "moving"), ("goes", "going"), ("slides", "sliding"), ("travels", "travelling"))
 _DIRECTIONS = {
     "right": ("right", "to the right"),
@@ -81,14 +79,14 @@ _OTHER_MOTIONS = {
         ("rotates", "rotating"),
     ),
     "grows": (
-        ("grows", "growing"),
-        ("gets bigger", "getting bigger"),
-        ("becomes larger", "becoming larger"),
+        ("grows for a moment", "growing for a moment"),
+        ("gets bigger for a moment", "getting bigger for a moment"),
+        ("swells", "swelling"),
     ),
     "shrinks": (
-        ("shrinks", "shrinking"),
-        ("gets smaller", "getting smaller"),
-        ("becomes smaller", "becoming smaller"),
+        ("shrinks for a moment", "shrinking for a moment"),
+        ("gets smaller for a moment", "getting smaller for a moment"),
+        ("contracts", "contracting"),
     ),
     "bounces": (
         ("bounces up and down", "bouncing up and down"),
@@ -103,12 +101,8 @@ def motion_phrases(motion: str) -> tuple[tuple[str, str], ...]:
     """All wordings of a motion, each as (what it does, what it is doing)."""
     if motion in _OTHER_MOTIONS:
         return _OTHER_MOTIONS[motion]
-    ways = _DIRECTIONS[motion.removeprefix("slowly ")]
-    if motion in _DIRECTIONS:
-        return tuple((f"{does} {way}", f"{doing} {way}") for does, doing in _TRAVEL for way in ways)
-    before = [(f"slowly {does} {way}", f"slowly {doing} {way}") for does, doing in _TRAVEL for way in ways]
-    behind = [(f"{does} {way} slowly", f"{doing} {way} slowly") for does, doing in _TRAVEL for way in ways]
-    return (*before, *behind, *((f"drifts {way}", f"drifting {way}") for way in ways))
+    ways = _DIRECTIONS[motion]
+    return tuple((f"{does} {way}", f"{doing} {way}") for does, doing in _TRAVEL for way in ways)
 
 
 def captions(
@@ -116,12 +110,12 @@ def captions(
 ) -> list[str]:
     """One caption of a section for every film; a seed gives the same ones again.
 
-    The size is that at the start of the section. full: only templates that name size, colour, shape and background.
+    full: only templates that name size, colour, shape and background.
     """
     templates = FULL_TEMPLATES if full or generator is None else FULL_TEMPLATES + SHORT_TEMPLATES
-    radius = section_states(scenes).radius[:, section]
-    size = (radius >= _BIG_FROM).long()
-    looks = torch.stack([size, scenes.colour, scenes.shape, scenes.background, scenes.motions[:, section]], 1).tolist()
+    looks = torch.stack(
+        [scenes.size, scenes.colour, scenes.shape, scenes.background, scenes.motions[:, section]], 1
+    ).tolist()
     draws = torch.zeros(len(scenes), len(looks[0]) + 2, dtype=torch.long)
     if generator is not None:
         draws = torch.randint(2**31, draws.shape, generator=generator)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .measure import Track, mask_centre, mask_size, object_mask, polar, tone_distance, track_object
 from .motion import State, moved
-from .scene import COLOURS, MOTIONS
+from .scene import COLOURS, MOTIONS, picture_extent
 from .shapes import outline_profile
 
 _PATH_ERROR = 0.04  # units that count as one
@@ -23,32 +23,37 @@ _LOOKS = 9  # frames that colour and shape are read from
 _COLOUR_SIDE = 64  # pixels of the short side, about, that vote for a colour
 
 
-def judge_motion(frames: Tensor, background: Tensor | None = None, colour: Tensor | None = None) -> Tensor:
+def judge_motion(
+    frames: Tensor, background: Tensor | None = None, colour: Tensor | None = None, begin: float = 0.0
+) -> Tensor:
     """The motion that a section comes nearest to: [B] index into MOTIONS.
 
     frames: [B, F, H, W, 3] 0..1, evenly spaced from the frame that the section starts with to its last one, as
     section_frames lists them; background: [B, H, W, 3] as paint_backgrounds gives it, None for unknown; colour: [B]
-    index, None to judge it first. Only changes since the first frame count, so earlier drift does not matter.
+    index, None to judge it first; begin: the part of the section that is missing before the first frame (a film without
+    a start image lacks some). Only changes since the first frame count, so earlier drift does not matter.
     """
     if colour is None:
         colour = judge_colour(frames, background)
     intervals = frames.shape[1] - 1
     stride = max(intervals // _INTERVALS, 1) if intervals % _INTERVALS == 0 else 1
-    return motion_costs(track_object(frames[:, ::stride], colour, background)).argmin(1)
+    track = track_object(frames[:, ::stride], colour, background)
+    return motion_costs(track, begin, picture_extent(*frames.shape[2:4])).argmin(1)
 
 
-def motion_costs(track: Track) -> Tensor:
-    """How far a track is from that of each motion: [B, M]; 1 is a clear departure."""
+def motion_costs(track: Track, begin: float = 0.0, extent: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """How far a track is from that of each motion, from its part begin on: [B, M]; 1 is a clear departure."""
     films, count = track.radius.shape
     device = track.radius.device
-    time = torch.linspace(0, 1, count, device=device)
+    time = torch.linspace(begin, 1, count, device=device)
     motion = torch.arange(len(MOTIONS), device=device).view(1, -1, 1)
     radius = track.radius[:, :1, None]
     start = State(torch.zeros(films, 1, 1, 2, device=device), radius, torch.zeros_like(radius))
-    truth = moved(start, motion, time)  # [B, M, F]
-    path = (track.position[:, None] - truth.position).square().sum(-1).mean(-1) / _PATH_ERROR**2
+    truth = moved(start, motion, time, extent)  # [B, M, F]
+    way, angle = truth.position - truth.position[:, :, :1], truth.angle - truth.angle[:, :, :1]
+    path = (track.position[:, None] - way).square().sum(-1).mean(-1) / _PATH_ERROR**2
     size = (track.radius[:, None].log() - truth.radius.log()).square().mean(-1) / _SIZE_ERROR**2
-    return path + size + _TURN_WEIGHT * (1 - turn_agreement(track, truth.angle))
+    return path + size + _TURN_WEIGHT * (1 - turn_agreement(track, angle))
 
 
 def turn_agreement(track: Track, angle: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def random_scenes(
     """Films of random looks and motions; for_tests: of held-out combinations only, else of the others only.
 
     The generator is a CPU one, so that a seed gives the same films on every device. The object starts well inside the
-    picture. No film grows or shrinks three times in a row, as little would be seen of the third.
+    picture.
     """
     combinations = torch.cartesian_prod(*(torch.arange(len(names)) for names in (SHAPES, COLOURS, BACKGROUNDS)))
     combinations = combinations[_reserved(*combinations.unbind(1)) == for_tests]  # [combinations, 3]
@@ -41,7 +41,7 @@ def random_scenes(
         background=background,
         start=_MARGIN + (1 - 2 * _MARGIN) * torch.rand(count, 2, generator=generator),
         variant=torch.rand(count, VARIANTS, generator=generator),
-        motions=_random_motions(count, sections, generator),
+        motions=torch.randint(len(MOTIONS), (count, sections), generator=generator),
     )
     return scenes.to(device)
 
@@ -49,16 +49,3 @@ def random_scenes(
 def _reserved(shape: Tensor, colour: Tensor, background: Tensor) -> Tensor:
     """Factors without a divisor in common with ten spread the reserved ones over all shapes, colours, backgrounds."""
     return (shape + 3 * colour + 7 * background) % _HELD_OUT_PART == 0
-
-
-def _random_motions(count: int, sections: int, generator: torch.Generator) -> Tensor:
-    """[count, sections]; a third resizing in a row becomes one of the motions that do not resize."""
-    motions = torch.randint(len(MOTIONS), (count, sections), generator=generator)
-    resizing = torch.tensor([MOTIONS.index("grows"), MOTIONS.index("shrinks")])
-    others = torch.tensor([index for index in range(len(MOTIONS)) if index not in resizing.tolist()])
-    spare = others[torch.randint(len(others), (count, sections), generator=generator)]
-    for section in range(2, sections):
-        now = motions[:, section]
-        thrice = (now == motions[:, section - 1]) & (now == motions[:, section - 2]) & torch.isin(now, resizing)
-        motions[:, section] = torch.where(thrice, spare[:, section], now)
-    return motions

@@ -1,0 +1,148 @@
+"""The host's VAE as the `decode` of the core: sized by free memory, and smaller where memory runs out."""
+
+import logging
+import math
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ..constants import PIXELS_PER_LATENT
+from ..decoding import CHUNK_MIN, CHUNKS, chunk_spans, collect, join_spans
+from ..history import film_frames
+
+logger = logging.getLogger(__name__)
+
+SAFETY = 1.1  # estimates are the host's, which lie above what is used, but do not know the allocator's gaps
+TILES = (64, 32, 16)  # latent cells a side; 32 (256 pixels) is what the original's VAE uses, FP demo_gradio.py
+TILED_CHUNK = 5  # latents; the original's VAE again
+
+
+class Rung(NamedTuple):
+    """One way to decode; lower rungs need less memory and give the same number of frames."""
+
+    chunk: int  # latents per call of the VAE
+    tile: int = 0  # latent cells a side; 0: whole pictures
+    on_cpu: bool = False
+
+    def __str__(self) -> str:
+        tile = f", tiles of {self.tile * PIXELS_PER_LATENT} pixels" if self.tile else ""
+        return f"{self.chunk} latents at a time{tile}{', on the CPU' if self.on_cpu else ''}"
+
+
+def ladder(chunk: int, height: int, width: int, tile: int = 0) -> list[Rung]:
+    """All rungs from the wanted one down: smaller chunks, then smaller tiles, then the CPU. Sizes in latents."""
+    rungs = [Rung(chunk, tile)]
+    while chunk > CHUNK_MIN:
+        chunk = max(math.ceil(chunk / 2), CHUNK_MIN)
+        rungs.append(Rung(chunk, tile))
+    smaller = [size for size in TILES if size < min(max(height, width), tile or math.inf)]
+    tiled = min(rungs[0].chunk, TILED_CHUNK)
+    return [*rungs, *(Rung(tiled, size) for size in smaller), Rung(tiled, on_cpu=True)]
+
+
+class VaeDecoder:
+    """Latents [B, 16, T, h, w] to frames [B, 4 T - 3, H, W, 3], float32 on the CPU, values 0 to 1.
+
+    Goes down the ladder when memory runs out, repeats that call only, and stays there for the rest of its life, which
+    is one run. vae.decode is not used, because it answers a lack of memory itself, with tiles that are not said; what
+    is called instead is what it calls: load_models_gpu, the model's decode, process_output.
+    """
+
+    def __init__(self, vae: Any, shape: tuple[int, ...], chunk: int = 0, tile: int = 0) -> None:
+        """shape: of the longest stretch, [B, 16, T, h, w]. chunk, tile: in latents; 0: as memory allows, no tiles.
+
+        Frees device memory for the VAE, by the host's rules, to see what fits.
+        """
+        self.vae = vae
+        self.shape = shape
+        self.rungs = ladder(min(chunk or shape[2], shape[2]), shape[3], shape[4], tile)
+        if not chunk:
+            self._start_where_it_fits()
+
+    @property
+    def chunk(self) -> int:
+        """Latents per call of the VAE, as long as memory lasts."""
+        return self.rungs[0].chunk
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Raises InterruptProcessingException, and RuntimeError when even the CPU has too little memory."""
+        films = [self._decode_one(film) for film in latents.split(1)]  # the host's estimates are for one
+        return films[0] if len(films) == 1 else torch.cat(films)
+
+    def _decode_one(self, latents: Tensor) -> Tensor:
+        while True:
+            frames = self._attempt(latents)
+            if frames is not None:
+                return frames
+            comfy.model_management.soft_empty_cache()
+            failed = self.rungs.pop(0)
+            if not self.rungs:
+                raise RuntimeError(f"Memory ran out decoding {failed}; close other programs or make a smaller film.")
+            logger.warning("FramePack: out of memory decoding %s; going on with %s.", failed, self.rungs[0])
+
+    def _attempt(self, latents: Tensor) -> Tensor | None:
+        """Frames, or None when the device ran out of memory."""
+        rung = self.rungs[0]
+        spans = chunk_spans(range(latents.shape[2]), rung.chunk)
+
+        def decode(number: int) -> Tensor:
+            span = spans[number]
+            return self._call(latents[:, :, span.start : span.stop], rung)
+
+        try:
+            if len(spans) == 1:
+                return decode(0)
+            return collect(join_spans(spans, decode, CHUNKS), film_frames(latents.shape[2]))
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        return None  # not in the except block: the exception holds on to what had been allocated
+
+    def _call(self, latents: Tensor, rung: Rung) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        vae = self.vae
+        if rung.tile:
+            frames = vae.decode_tiled(latents, tile_x=rung.tile, tile_y=rung.tile, overlap=rung.tile // 4)
+        else:
+            device = self._load(rung)
+            frames = vae.first_stage_model.decode(latents.to(device, vae.vae_dtype))  # [B, 3, F, H, W]
+            frames = vae.process_output(frames.float()).movedim(1, -1)  # [B, F, H, W, 3]
+        if frames.isnan().any():
+            raise ValueError(
+                f"The VAE made NaN of finite latents in {vae.vae_dtype}; start ComfyUI with --bf16-vae or --fp32-vae."
+            )
+        return frames.to(device="cpu", dtype=torch.float32)
+
+    def _need(self, rung: Rung) -> float:
+        """Bytes that a call is estimated to need."""
+        height, width = (min(side, rung.tile or side) for side in self.shape[3:])
+        return SAFETY * self.vae.memory_used_decode((1, self.shape[1], rung.chunk, height, width), self.vae.vae_dtype)
+
+    def _load(self, rung: Rung) -> torch.device:
+        """The device that holds the VAE from now on, until the host loads it elsewhere."""
+        host, vae = comfy.model_management, self.vae
+        if rung.on_cpu:
+            host.unload_all_models()  # so that the host knows that it is not on its device any more
+            vae.first_stage_model.to("cpu")
+            return torch.device("cpu")
+        need = min(self._need(rung), 0.8 * host.get_total_memory(vae.device))  # or the host would offload the VAE too
+        host.load_models_gpu([vae.patcher], memory_required=need, force_full_load=vae.disable_offload)
+        return vae.device
+
+    def _start_where_it_fits(self) -> None:
+        """Drops rungs that are estimated not to fit; what is estimated to need the CPU is tried on the device."""
+        device = self._load(self.rungs[0])
+        free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
+        on_device = [rung for rung in self.rungs if not rung.on_cpu]
+        first = next((rung for rung in on_device if self._need(rung) <= free), on_device[-1])
+        self.rungs = self.rungs[self.rungs.index(first) :]
+        logger.info(
+            "FramePack: decoding %s (%.1f GiB free, about %.1f needed)", first, free / 2**30, self._need(first) / 2**30
+        )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    test = getattr(comfy.model_management, "is_oom", None)  # not in ComfyUI 0.3.75
+    return test(error) if test else isinstance(error, comfy.model_management.OOM_EXCEPTION)
