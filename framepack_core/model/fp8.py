@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import fp8_kernel
+from ..kernels.device import kernels_run_on
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 TINY = 1e-12  # the largest magnitude of a row of zeros
+FIRST_CAPABILITY = (8, 9)  # of the cards that convert to the format
 ALIGNMENT = 16  # the tensor cores take 16 values at a time, along both axes of the weight
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,11 @@ class Rows(NamedTuple):
 
 def quantise_rows(x: Tensor) -> Rows:
     """[N, K] of any float dtype -> Rows; by the Triton kernel on CUDA, by its twin elsewhere."""
-    return Rows(*fp8_kernel.quantise(x)) if fp8_kernel.serves(x) else quantise_rows_eager(x)
+    if not _fuses(x):
+        return quantise_rows_eager(x)
+    from ..kernels import fp8_rows
+
+    return Rows(*fp8_rows.quantise(x)) if x.shape[1] <= fp8_rows.LONGEST_ROW else quantise_rows_eager(x)
 
 
 def quantise_rows_eager(x: Tensor) -> Rows:
@@ -90,6 +95,12 @@ def fp8_product(device: torch.device) -> str:
         torch.cuda.get_device_name(device),
     )
     return "dequantised"
+
+
+def _fuses(x: Tensor) -> bool:
+    if not x.is_cuda or torch.version.hip is not None or x.ndim != 2 or x.stride(1) != 1:
+        return False
+    return torch.cuda.get_device_capability(x.device) >= FIRST_CAPABILITY and kernels_run_on(x.device, x.dtype)
 
 
 def _scaled_mm(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
