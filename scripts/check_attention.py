@@ -11,17 +11,15 @@ import json
 import logging
 import os
 import statistics
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from host_attach import attach_host
 from torch import Tensor
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
 HEADS, HEAD_DIM = 24, 128
 QUERIES = 64
 
@@ -29,7 +27,7 @@ QUERIES = 64
 def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    attach_host(arguments.host)
+    attach_host(arguments.host, cpu=False)
     torch.manual_seed(0)
     with torch.inference_mode():
         report = measure(arguments)
@@ -55,18 +53,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.host is None:
         parser.error("name a ComfyUI folder with --host or COMFYUI_PATH")
     return arguments
-
-
-def attach_host(host: Path) -> None:
-    """Make ComfyUI importable with its default flags, and the pack under an alias."""
-    sys.path.insert(0, str(host))
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    import comfy.cli_args  # noqa: F401
-
-    sys.argv = arguments
-    pack = types.ModuleType("framepack_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules[pack.__name__] = pack
 
 
 def measure(arguments: argparse.Namespace) -> dict:

@@ -13,18 +13,15 @@ import json
 import platform
 import statistics
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from host_attach import name_pack
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-pack = types.ModuleType("framepack_pack")
-pack.__path__ = [str(ROOT)]
-sys.modules[pack.__name__] = pack
+name_pack()
 
 from framepack_pack.framepack_core.kernels import heads, rows  # noqa: E402
 from framepack_pack.framepack_core.kernels.gelu import gelu  # noqa: E402

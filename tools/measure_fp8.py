@@ -12,7 +12,6 @@ large, as in trained networks. Random weights can rank the recipes; they say not
 import argparse
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 import torch
@@ -20,9 +19,9 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
-pack = types.ModuleType("framepack_pack")
-pack.__path__ = [str(ROOT)]
-sys.modules[pack.__name__] = pack
+from host_attach import attach_host, name_pack
+
+name_pack()
 
 from framepack_pack.framepack_core.model import operations
 from framepack_pack.framepack_core.model.config import FramePackConfig
@@ -102,12 +101,11 @@ def measure_memory() -> None:
     import os
 
     from benchmark.meters import host_memory
-    from benchmark.ours import attach_host
     from benchmark.setting import random_weights
     from framepack_pack.framepack_core.atomic_files import stream_atomically
     from framepack_pack.framepack_core.model.config import metadata_of
 
-    attach_host(Path(os.environ["COMFYUI_PATH"]), ["--cpu"])
+    attach_host(Path(os.environ["COMFYUI_PATH"]), cpu=True)
     from framepack_pack.framepack_core.comfy_host.quantised_weights import quantised_state_dict, read_weights
 
     config = FramePackConfig(num_layers=1, num_single_layers=3, num_refiner_layers=1)

@@ -1,31 +1,28 @@
-"""Our MODEL in ComfyUI, through its loader, guider and sampler, timed where the transformer is called."""
+"""Our MODEL in ComfyUI, through its loader, guider and sampler, timed where the sampler calls the model."""
 
 import inspect
-import sys
 import time
-from pathlib import Path
+import warnings
 from typing import Any
+from unittest import mock
 
 import torch
 from framepack_pack.framepack_core.model.config import FramePackConfig
+from host_attach import attach_host
 from torch import Tensor
 
 from .meters import GIB, CardWatch, Stopwatch, host_memory, take_all_but, used_on_card
 from .rows import MissingPieceError, Row
 from .setting import COMPARED_STEPS, STEPS, module_inputs, new_film, on_device, prompt, weights_file
 
+PIECE = 4096  # tokens, of about 19,000 at 640x640
 
-def attach_host(host: Path, flags: list[str]) -> None:
-    """Make ComfyUI importable with these command line flags, its dynamic VRAM on as its main.py turns it on."""
-    sys.path.insert(0, str(host))
-    arguments, sys.argv = sys.argv, [sys.argv[0], *flags]
-    import comfy.options
 
-    comfy.options.enable_args_parsing()
+def start_dynamic_vram() -> None:
+    """As main.py of ComfyUI 0.33 does, if its flags ask for it."""
     import comfy.cli_args
 
-    sys.argv = arguments
-    enables = getattr(comfy.cli_args, "enables_dynamic_vram", None)  # ComfyUI 0.33
+    enables = getattr(comfy.cli_args, "enables_dynamic_vram", None)
     if enables is None or not enables() or not torch.cuda.is_available():
         return
     import comfy_aimdo.control
@@ -53,7 +50,8 @@ def run_ours(row: Row, options: Any, config: FramePackConfig, device: torch.devi
     """Figures of the row, and its outputs at the compared steps (none when it is not compared)."""
     if row.budget_gib is not None and device.type != "cuda":
         raise MissingPieceError("VRAM budgets need CUDA")
-    attach_host(options.host, [*(["--cpu"] if device.type == "cpu" else []), *options.host_flags])
+    attach_host(options.host, device.type == "cpu", options.host_flags)
+    start_dynamic_vram()
     from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 
     file = weights_file(options.scratch, options.config, device)
@@ -61,10 +59,10 @@ def run_ours(row: Row, options: Any, config: FramePackConfig, device: torch.devi
     begun = time.perf_counter()
     try:
         model = load_transformer(file, row.weight_dtype)
+        loaded = {"load_s": time.perf_counter() - begun, "rss_loaded_gib": host_memory()["rss_peak_gib"]}
+        model = model if row.patch is None else row.patch(model)
     except ValueError as error:
         raise MissingPieceError(str(error)) from error
-    loaded = {"load_s": time.perf_counter() - begun, "rss_loaded_gib": host_memory()["rss_peak_gib"]}
-    model = model if row.patch is None else row.patch(model)
     bench = Bench(model, options, config, device)
     with CardWatch(device, taken) as card:
         figures, outputs = MEASURES[row.measure](bench, row)
@@ -80,16 +78,20 @@ class Bench:
         self.watch = Stopwatch(device)
         self.compared: list[dict[str, Any]] = []
         self.outputs: list[Tensor] = []
-        self.model.add_wrapper_with_key("diffusion_model", "bench", self._timed)
+        # the call of the MODEL, in which tables are made, too; the transformer's own call, where it is compared
+        self.model.add_wrapper_with_key("apply_model", "bench", self._timed)
+        self.model.add_wrapper_with_key("diffusion_model", "bench", self._compared)
 
-    def _timed(self, executor: Any, x: Tensor, timestep: Tensor, context: Tensor, *args: Any, **conds: Any) -> Tensor:
-        if len(self.watch.marks) == 1 and not self.outputs:
-            for inputs in self.compared:  # once, when everything is loaded; not among the timed calls
-                given = on_device(inputs, x.device, x.dtype)
-                named = {**conds, **{name: given[name] for name in conds if name in given}}
-                out = executor(given["x"], given["timestep"].float(), given["context"], *args, **named)
+    def _timed(self, executor: Any, *args: Any, **conds: Any) -> Tensor:
+        return self.watch.time(lambda: executor(*args, **conds))
+
+    def _compared(self, executor: Any, x: Tensor, timestep: Tensor, context: Tensor, *args: Any, **conds: Any) -> Any:
+        if len(self.watch.marks) == 1:  # once, when everything is loaded; a step of the warm-up takes longer by it
+            for inputs in self.compared:
+                parts = parts_of_forward(self.model, on_device(inputs, x.device, x.dtype))
+                out = executor(parts.pop("x"), timestep, context, *args, **{**conds, **parts})
                 self.outputs.append(out.float().cpu())
-        return self.watch.time(lambda: executor(x, timestep, context, *args, **conds))
+        return executor(x, timestep, context, *args, **conds)
 
     def sample(self, history: Any, steps: int, positive: list) -> Any:
         """The history with its next section, from the first `steps` of 25 steps' noise levels."""
@@ -103,6 +105,17 @@ class Bench:
 
     def film(self, sections: int = 4) -> Any:
         return new_film(self.config, self.options.width, self.options.height, sections)
+
+
+def parts_of_forward(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """x, step and section of a call of the transformer with these inputs, made without tables."""
+    from framepack_pack.framepack_core.comfy_host.shelf import holder
+
+    transformer, x = model.model.diffusion_model, given["x"]
+    history = tuple(given[f"history_{rate}x"] for rate in (1, 2, 4))
+    prompt = given["guidance"], given["y"], given["context"], given["image_embeds"]
+    (step,) = transformer.step_inputs([given["timestep"]], *prompt, hold=holder(model, x.device))
+    return {"x": x, "step": step, "section": transformer.section_inputs(x, given["frame_indices"], history)}
 
 
 def measure_forward(bench: Bench, row: Row) -> tuple[dict, list[Tensor]]:
@@ -159,9 +172,60 @@ def measure_prompt(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
     return {"steps_ms": times, "new_prompt_ms": times[0] - usual}, []
 
 
+def measure_switches(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
+    """A section of few steps with and without step tables and with MLPs in pieces; where a step waits for the card."""
+    from framepack_pack.framepack_core.comfy_host.shelf import shelved_bytes
+    from framepack_pack.framepack_core.model.step_table import StepTable
+    from framepack_pack.framepack_core.model.transformer import FramePackTransformer
+
+    def section() -> Tensor:
+        made = bench.sample(bench.film(), bench.options.warm_up, prompt(bench.config)).sections[-1]
+        assert made is not None
+        return made
+
+    def forgetting(_table: Any, _prompt: Any, timestep: float, _schedule: Any, make: Any) -> Any:
+        return make([timestep])[0]
+
+    velocity = FramePackTransformer.velocity
+
+    def in_pieces(self: Any, x: Any, step: Any, section: Any, options: Any, _piece: Any) -> Tensor:
+        return velocity(self, x, step, section, options, PIECE)
+
+    usual, figures = section(), {"shelved_gib": shelved_bytes(bench.model.model) / GIB}
+    for name, owner, attribute, other in (
+        ("no_tables", StepTable, "look_up", forgetting),
+        ("pieces", FramePackTransformer, "velocity", in_pieces),
+    ):
+        with mock.patch.object(owner, attribute, other):
+            figures[f"{name}_relative_l2"] = float((section() - usual).norm() / usual.norm())
+    return {"steps_ms": bench.watch.milliseconds(), **figures, "waits": waits(bench)}, []
+
+
+def waits(bench: Bench) -> list[str]:
+    """Where torch says that a call of the MODEL after the first waited for the card."""
+    calls = []
+
+    def watch(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(1)
+        torch.cuda.set_sync_debug_mode("warn" if len(calls) > 1 else "default")
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    if bench.device.type != "cuda":
+        return []
+    bench.model.add_wrapper_with_key("apply_model", "waits", watch)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        bench.sample(bench.film(), bench.options.warm_up, prompt(bench.config))
+    return sorted({f"{w.filename}:{w.lineno} {w.message}" for w in caught if "synchroniz" in str(w.message)})
+
+
 MEASURES = {
     "forward": measure_forward,
     "section": measure_section,
     "films": measure_films,
     "prompt": measure_prompt,
+    "switches": measure_switches,
 }

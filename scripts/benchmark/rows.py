@@ -18,7 +18,7 @@ class Row:
     weight_dtype: str = "default"  # ours: of Load FramePack Model
     patch: Callable[[Any], Any] | None = None  # ours: MODEL -> MODEL
     budget_gib: float | None = None  # ours: VRAM left on the card, everything included
-    measure: str = "forward"  # or "section" (25 steps), "films" (12 short sections), "prompt" (a new one)
+    measure: str = "forward"  # or another of ours.MEASURES
     compiled: bool = False
     swapped: bool = False  # original: DynamicSwap, weights on the CPU
     dtype: str = "bfloat16"
@@ -27,14 +27,10 @@ class Row:
 
 def step_skipping(model: Any) -> Any:
     """MagCache, balanced, with the published ratios."""
-    try:
-        from framepack_pack.framepack_core.comfy_host.step_skipping import skip_steps
-        from framepack_pack.framepack_core.skipping.methods import METHODS, choose_method
-        from framepack_pack.framepack_core.skipping.run import RETENTION
-    except ImportError as error:
-        raise MissingPieceError(f"step skipping is not in this checkout ({error})") from error
-    method = next(name for name in METHODS if "magcache" in name.lower() and "balanced" in name.lower())
-    return skip_steps(model, choose_method(method, 0.0, RETENTION, None))
+    from framepack_pack.framepack_core.comfy_host.step_skipping import skip_steps
+    from framepack_pack.framepack_core.skipping.methods import METHODS
+
+    return skip_steps(model, METHODS["MagCache balanced"])
 
 
 ROWS: dict[str, Row] = {
@@ -58,6 +54,7 @@ ROWS: dict[str, Row] = {
     },
     "drift": Row("ours", "ours, 12 sections of 2 steps", measure="films", compares=False),
     "new-prompt": Row("ours", "ours, first forward of a new prompt (step tables)", measure="prompt", compares=False),
+    "switches": Row("ours", "ours, what must not change a film, and waits", measure="switches", compares=False),
 }  # fmt: skip
 
 REFERENCE = Row("diffusers", "diffusers in float32, what the errors are against", dtype="float32", measure="reference")

@@ -4,19 +4,17 @@ import json
 import platform
 import sys
 import time
-import types
 from argparse import Namespace
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
+from host_attach import name_pack
 
 
 def main() -> None:
     name, options = sys.argv[1], Namespace(**json.loads(sys.argv[2]))
     options.host, options.scratch = Path(options.host), Path(options.scratch)
-    alias_pack()
+    name_pack()
     from .peers import run_peer
     from .rows import REFERENCE, ROWS, MissingPieceError
     from .setting import CONFIGS
@@ -39,13 +37,6 @@ def main() -> None:
         "RESULT "
         + json.dumps({**figures, "machine": machine(device, options.host), "process_s": time.perf_counter() - begun})
     )
-
-
-def alias_pack() -> None:
-    """Our folder `nodes` would hide ComfyUI's module of that name."""
-    pack = types.ModuleType("framepack_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules[pack.__name__] = pack
 
 
 def compare(outputs: list[torch.Tensor], figures: dict, reference: Path, name: str) -> None:
