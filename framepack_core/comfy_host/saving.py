@@ -17,9 +17,8 @@ from ..atomic_files import stream_atomically
 from ..model.checkpoint import SOURCE_METADATA, tensor_names
 from ..model.config import metadata_of
 from ..model.quantisation import ROWWISE, StoredFormat, is_block_layer
-from .conditioning import CHECKPOINT_ATTACHMENT
+from .conditioning import CHECKPOINT_ATTACHMENT, check_framepack
 from .fp8_layout import is_rows
-from .native_model import FramePackModel
 from .quantised_weights import INT8, RECIPES, check_recipe
 
 PREFIX = "diffusion_model."  # the host's name of the transformer within a MODEL
@@ -35,7 +34,7 @@ class Saved(NamedTuple):
 
 
 def save_quantised(model: Any, recipe: str, path: Path) -> Saved:
-    """Raises TypeError for another model than FramePack, ValueError for two quantisers, FileExistsError."""
+    """Raises ValueError for another model than FramePack and for two quantisers, FileExistsError."""
     check_savable(model, recipe)
     config = model.model.diffusion_model.config
     names = tensor_names(config)
@@ -50,10 +49,7 @@ def save_quantised(model: Any, recipe: str, path: Path) -> Saved:
 
 def check_savable(model: Any, recipe: str) -> None:
     """What save_quantised raises, before a file is opened."""
-    if not isinstance(model.model, FramePackModel):
-        raise TypeError(
-            f"The model is {type(model.model).__name__}, not FramePack; this node saves FramePack models only."
-        )
+    check_framepack(model)
     if getattr(model, "weight_wrapper_patches", None):
         raise ValueError(
             "Another node changes this model's weights by a function, which a file cannot hold; remove it."

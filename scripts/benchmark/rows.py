@@ -33,12 +33,26 @@ def step_skipping(model: Any) -> Any:
     return skip_steps(model, METHODS["MagCache balanced"])
 
 
+def plain_maths(model: Any) -> Any:
+    """Without the fused kernels between matrix products."""
+    from framepack_pack.framepack_core.model.elementwise import unfused
+
+    def call(executor: Any, *args: Any, **conds: Any) -> Any:
+        with unfused():
+            return executor(*args, **conds)
+
+    model = model.clone()
+    model.add_wrapper_with_key("diffusion_model", "plain maths", call)
+    return model
+
+
 ROWS: dict[str, Row] = {
     "original": Row("original", "the original's class, eager"),
     "diffusers": Row("diffusers", "diffusers, eager"),
     "diffusers-compiled": Row("diffusers", "diffusers, every block compiled", compiled=True),
     "original-swap": Row("original", "the original, DynamicSwap, nothing resident (its 6 GB mode)", swapped=True),
     "ours": Row("ours", "ours, exact bf16"),
+    "ours-unfused": Row("ours", "ours, without kernels", patch=plain_maths),
     "ours-fp8": Row("ours", "ours, fp8 row-wise", weight_dtype="fp8_e4m3fn_rowwise"),
     "ours-fp8-tensorwise": Row("ours", "ours, the host's fp8_e4m3fn_fast", weight_dtype="fp8_e4m3fn_fast"),
     "ours-int8": Row("ours", "ours, int8_convrot by the host", weight_dtype="int8_convrot"),

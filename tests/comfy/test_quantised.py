@@ -9,16 +9,18 @@ import folder_paths
 import pytest
 import torch
 from framepack_pack.framepack_core.atomic_files import stream_atomically
-from framepack_pack.framepack_core.comfy_host import checkpoints, fp8_operations, quantised_weights
+from framepack_pack.framepack_core.comfy_host import checkpoints, fp8_operations, quantised_weights, step_sources
 from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 from framepack_pack.framepack_core.comfy_host.conditioning import CHECKPOINT_ATTACHMENT
 from framepack_pack.framepack_core.comfy_host.fp8_layout import is_rows, unwrap
 from framepack_pack.framepack_core.comfy_host.quantised_weights import INT8
+from framepack_pack.framepack_core.comfy_host.step_skipping import STEPS_DONE, skip_steps
 from framepack_pack.framepack_core.model.checkpoint import SOURCE_METADATA, read_header
 from framepack_pack.framepack_core.model.config import metadata_of, read_config
 from framepack_pack.framepack_core.model.fp8 import quantise_rows
 from framepack_pack.framepack_core.model.quantisation import ROWWISE, is_block_layer
 from framepack_pack.framepack_core.section_plan import Direction
+from framepack_pack.framepack_core.skipping.first_block import FirstBlockCache
 from framepack_pack.framepack_core.tiny_checkpoint import tiny_transformer_config
 from framepack_pack.nodes.quantised_saver import FramePackSaveQuantizedModel
 from safetensors.torch import load_file, save_file
@@ -61,9 +63,9 @@ def test_bf16_files_are_quantised_while_they_are_read(bf16_file, tiny, positive,
     assert len(layers) > 10
     assert all(is_rows(layer.weight) for layer in layers.values())
     assert all(unwrap(layer.weight).scales.shape == (layer.weight.shape[0], 1) for layer in layers.values())
-    others = [
-        p for name, p in model.model.diffusion_model.named_parameters() if not is_block_layer(name.rpartition(".")[0])
-    ]
+    stored = model.model.diffusion_model.state_dict()  # with the layers on the shelf
+    others = [tensor for name, tensor in stored.items() if not is_block_layer(name.rpartition(".")[0])]
+    assert len(others) > 10
     assert not any(is_rows(p) or p.dtype == torch.float8_e4m3fn for p in others), "only the blocks' products"
     error = relative_l2(film(model, tiny, positive, new_film), film(tiny.model, tiny, positive, new_film))
     assert 1e-4 < error < 0.2
@@ -122,6 +124,26 @@ def test_saved_files_open_in_both_loaders_to_the_model_quantised_on_load(
     assert torch.equal(films[0], films[1])
     assert torch.equal(films[0], films[2])
     assert 1e-5 < relative_l2(films[0], film(tiny.model, tiny, positive, new_film)) < 0.2
+
+
+@each_recipe
+def test_quantised_blocks_take_mlps_in_pieces(recipe, bf16_file, tiny, positive, new_film, monkeypatch):
+    model = load_transformer(bf16_file, recipe)
+    whole = film(model, tiny, positive, new_film)
+    asked = []
+    monkeypatch.setattr(step_sources, "mlp_piece", lambda *_: asked.append(1) or 7)
+    assert relative_l2(film(model, tiny, positive, new_film), whole) < 1e-5
+    assert asked
+
+
+@each_recipe
+def test_steps_of_a_quantised_model_are_skipped(recipe, bf16_file, tiny, positive, new_film):
+    model = skip_steps(load_transformer(bf16_file, recipe), FirstBlockCache(threshold=1e9))
+    reports = []
+    model.add_callback(STEPS_DONE, reports.append)
+    made = sample(tiny, positive[:1], new_film(count=1), model=model, steps=6)[1]["samples"]
+    assert torch.isfinite(made).all()
+    assert [(report.computed, report.steps) for report in reports] == [(2, 6)], "the first and the last"
 
 
 def test_metadata_names_the_source_and_its_direction(output, tmp_path, weights):
@@ -311,7 +333,7 @@ def test_saving_refuses_a_second_quantiser_and_other_models(output, bf16_file, t
     layer.weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="quantised already .GGUF"):
         save(gguf)
-    with pytest.raises(TypeError, match="not FramePack"):
+    with pytest.raises(ValueError, match="not FramePack"):
         save(tiny.clip.patcher)
     assert not list(output.iterdir())
 

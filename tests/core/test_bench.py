@@ -2,20 +2,14 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+import bench
 import pytest
 import torch
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-import bench  # noqa: E402
-from benchmark import setting  # noqa: E402
-from benchmark.meters import Stopwatch  # noqa: E402
-from benchmark.rows import ROWS  # noqa: E402
-
-sys.path.remove(str(SCRIPTS))
+from benchmark import setting
+from benchmark.meters import Stopwatch
+from benchmark.rows import ROWS
 
 
 @pytest.fixture
