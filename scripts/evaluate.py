@@ -108,7 +108,7 @@ def measured_row(tools: Any, variant: Any, arguments: argparse.Namespace, device
         frames, cost = sampled_films(tools, variant, scenes, prompts, arguments.seed)
         row |= cost
     row |= measure(scenes, frames, variant.order.has_start, device)
-    sheet = arguments.out / SHEET_FOLDER / f"{file_name(variant.name)}.png"
+    sheet = arguments.out / SHEET_FOLDER / f"{file_name(variant.name)}.jpg"
     save_sheet(sheet, scenes, prompts, frames, variant.order.has_start)
     return row
 

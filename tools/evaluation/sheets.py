@@ -13,11 +13,11 @@ from .measures import judged_motions
 _COLUMNS, _FILMS = 12, 8
 _CAPTION, _GAP = 14, 4  # pixels
 _RIGHT, _WRONG = (90, 90, 90), (200, 0, 0)
-_COLOURS = 128  # of the PNG's palette
+_QUALITY = 85  # of the JPEG
 
 
 def save_sheet(file: Path, scenes: Scenes, prompts: Prompts, frames: Tensor, has_start: bool) -> None:
-    """The first films of a batch, a row each: a PNG, and beside it a text file with their prompts.
+    """The first films of a batch, a row each: a JPEG, and beside it a text file with their prompts.
 
     Above a frame stands the motion that its section was asked for; in red, with the judged one, if that differs.
     """
@@ -34,7 +34,7 @@ def save_sheet(file: Path, scenes: Scenes, prompts: Prompts, frames: Tensor, has
             sheet.paste(Image.fromarray(pixels), (left, top + _CAPTION))
             section = max(place + scenes.frames - count - 1, 0) // SECTION_FRAMES
             draw.text((left, top), *_caption(int(scenes.motions[film, section]), int(judged[film, section])))
-    sheet.quantize(_COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    sheet.save(file, quality=_QUALITY)
     lines = [f"film {film}, section {k}: {texts[film]}" for film in range(films) for k, texts in enumerate(prompts)]
     file.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

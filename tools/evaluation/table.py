@@ -23,8 +23,8 @@ _COLUMNS = {
 }
 
 _EXPLANATION = """\
-Prompt obeyed: share of sections whose motion, judged from the pixels, is the prompt's of 13. Direction: of the sections
-that travel. Colour, shape: of the object in the last frame. Then PSNR in dB, mean over films: the first
+Prompt obeyed: share of sections whose motion, judged from the pixels, is the prompt's. Direction: of the sections that
+travel. Colour, shape: of the object in the last frame. Then PSNR in dB, mean over films: the first
 frame against the start image, beside what the VAE alone makes of that image; the first four generated frames, the first
 and the last section and the last frame against the world's own film. Model calls: of one batch of films. Sampling,
 decoding: seconds per film in that batch. Same as: an earlier row with the same latents, bit for bit. Rows called
