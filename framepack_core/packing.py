@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .constants import LATENT_SCALE
 from .history import History, read_frames
-from .section_plan import Section
+from .section_plan import Direction, Section
 
 
 class FrameIndices(NamedTuple):
@@ -17,6 +17,11 @@ class FrameIndices(NamedTuple):
     history_1x: tuple[int, ...]
     history_2x: tuple[int, ...]
     history_4x: tuple[int, ...]
+
+    @property
+    def direction(self) -> Direction:
+        """Of the film: F1's sections stand behind the frames that they see, FramePack's before them."""
+        return Direction.FORWARD if self.section[0] > self.history_1x[-1] else Direction.BACKWARD
 
 
 class PackedHistory(NamedTuple):

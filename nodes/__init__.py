@@ -6,15 +6,18 @@ from .demo_loader import FramePackLoadDemo, register_folders
 from .history import FramePackAppendSection, FramePackApplyHistory, FramePackStartHistory
 from .model_loader import FramePackLoadModel
 from .prompts import FramePackSectionPrompts, FramePackSetRange
+from .quantised_saver import FramePackSaveQuantizedModel
 from .sampler import FramePackSampler
 from .sampling_parts import FramePackSigmas, FramePackUniPC
 from .start_image import FramePackResolution, FramePackStartImage
+from .step_skipping import FramePackCalibrateSkipping, FramePackStepSkipping
 
 __all__ = ["NODES", "register_folders"]
 
 NODES = [
     FramePackLoadModel,
     FramePackLoadDemo,
+    FramePackSaveQuantizedModel,
     FramePackSectionPrompts,
     FramePackSetRange,
     FramePackResolution,
@@ -24,6 +27,8 @@ NODES = [
     FramePackAppendSection,
     FramePackUniPC,
     FramePackSigmas,
+    FramePackStepSkipping,
+    FramePackCalibrateSkipping,
     FramePackSampler,
     FramePackDecode,
     FramePackDecodeVideo,

@@ -37,7 +37,8 @@ class FramePackLoadModel(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     tooltip="Data type of the weights in memory. Leave at default; fp8 halves the memory of a bf16 "
-                    "file at some cost in quality, _fast also computes in fp8 on cards that can.",
+                    "file at some cost in quality, _fast also computes in fp8 on cards that can. _rowwise does so at "
+                    "less cost, for the blocks only (RTX 40 and 50, H100); int8_convrot is for RTX 20 and 30.",
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="FramePack as an ordinary MODEL.")],

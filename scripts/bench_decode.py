@@ -21,16 +21,15 @@ import platform
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from host_attach import attach_host
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
 MODES = ["sections", "sections:9", "sections:5", "sections:5:256", "whole:9", "whole:20"]
 VARIANTS = ["plain", "channels_last", "benchmark", "channels_last+benchmark"]
 WINDOW = 9
@@ -38,7 +37,7 @@ WINDOW = 9
 
 def main() -> None:
     arguments = parse_arguments()
-    attach(arguments.host, arguments.cpu)
+    attach_host(arguments.host, arguments.cpu)
     rows = []
     with torch.inference_mode(), tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         if arguments.errors:
@@ -72,19 +71,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.host is None:
         parser.error("name a ComfyUI folder with --host or COMFYUI_PATH")
     return arguments
-
-
-def attach(host: Path, cpu: bool) -> None:
-    """Make ComfyUI importable, and the pack under an alias (our folder `nodes` would hide ComfyUI's module)."""
-    pack = types.ModuleType("framepack_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules[pack.__name__] = pack
-    sys.path.insert(0, str(host))
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = cpu
-    sys.argv = arguments
 
 
 def speeds(arguments: argparse.Namespace, weights: Path) -> Iterator[dict]:
@@ -185,13 +171,14 @@ def unload() -> None:
 
 def reference(arguments: argparse.Namespace, tiled: bool) -> dict:
     """diffusers' VAE on the windows of the later sections: 18 latents for 36 new frames."""
-    from diffusers import AutoencoderKLHunyuanVideo
+    from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import AutoencoderKLHunyuanVideo
 
     device = "cpu" if arguments.cpu else "cuda"
     dtype = torch.float32 if arguments.cpu else torch.float16  # the original's
     width = arguments.width
     with torch.device(device):
-        vae = AutoencoderKLHunyuanVideo(block_out_channels=(width, 2 * width, 4 * width, 4 * width)).to(dtype).eval()
+        build: Any = AutoencoderKLHunyuanVideo  # its annotations are too narrow
+        vae = build(block_out_channels=(width, 2 * width, 4 * width, 4 * width)).to(dtype).eval()
     if tiled:
         vae.enable_tiling()
     cells = arguments.size // 8

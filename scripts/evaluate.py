@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from host_attach import ROOT, attach_host
 from torch import Tensor
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # last, as our folder `nodes` must not hide ComfyUI's module
-from scripts.bench_section import ROOT, attach_host
 
 SHEET_FOLDER = "sheets"
 
@@ -29,10 +27,7 @@ def main() -> int:
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    attach_host(arguments.host)
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = device == "cpu"
+    attach_host(arguments.host, cpu=device == "cpu")
     import comfy.utils
 
     comfy.utils.set_progress_bar_enabled(False)

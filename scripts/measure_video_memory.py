@@ -9,45 +9,30 @@ import argparse
 import json
 import os
 import resource
-import sys
 import tempfile
 import threading
 import time
-import types
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from host_attach import attach_host
 from torch import Tensor
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default=os.environ.get("COMFYUI_PATH"), help="ComfyUI folder")
+    parser.add_argument("--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="ComfyUI folder")
     parser.add_argument("--sections", type=int, default=50, help="50 are 60 seconds")
     parser.add_argument("--size", type=int, default=640, help="pixels a side")
     parser.add_argument("--image", action="store_true", help="decode to IMAGE, which grows with the film")
     arguments = parser.parse_args()
     if not arguments.host:
         parser.error("name a ComfyUI folder with --host or COMFYUI_PATH")
-    attach(arguments.host)
+    attach_host(arguments.host, cpu=True)
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(arguments.sections, arguments.size, arguments.image, Path(folder))))
-
-
-def attach(host: str) -> None:
-    """Make the pack and the host importable, the host on the CPU."""
-    pack = types.ModuleType("framepack_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules[pack.__name__] = pack
-    sys.path.insert(0, host)
-    sys.argv = sys.argv[:1]
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
 
 
 def measure(sections: int, size: int, image: bool, folder: Path) -> dict[str, Any]:

@@ -8,13 +8,10 @@ interpreter with ComfyUI's requirements, and a GPU to be of use.
 """
 
 import argparse
-import sys
-import types
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
+from host_attach import attach_host
 
 
 def main() -> None:
@@ -31,7 +28,7 @@ def main() -> None:
     add_vae_arguments(vae)
     add_transformer_arguments(transformer)
     arguments = parser.parse_args()
-    attach_host(arguments.host)
+    attach_host(arguments.host, cpu=not torch.cuda.is_available())
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stage == "vae":
         from framepack_pack.tools.demo_training.vae import train_vae
@@ -65,19 +62,6 @@ def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampling-steps", type=int, default=25, help="of the measured films")
     parser.add_argument("--start-from", type=Path, help="checkpoint whose weights a new run begins with")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which a CPU never uses")
-
-
-def attach_host(host: Path) -> None:
-    """Make ComfyUI importable, and the pack under an alias (our folder `nodes` would hide ComfyUI's module)."""
-    sys.path.insert(0, str(host))
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = not torch.cuda.is_available()  # the host does not see for itself
-    sys.argv = arguments
-    pack = types.ModuleType("framepack_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules[pack.__name__] = pack
 
 
 if __name__ == "__main__":

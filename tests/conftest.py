@@ -1,27 +1,26 @@
 """Makes the pack importable as `framepack_pack` and, where COMFYUI_PATH names a host, that host on the CPU."""
 
-import importlib
 import os
 import sys
-import types
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of Triton, which reads it
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = os.environ.get("COMFYUI_PATH")
 NEED_HOST = {ROOT / "tests" / "comfy", ROOT / "tests" / "meaning"}
 
-# An alias, because our folder `nodes` would hide ComfyUI's module `nodes` if the root were on sys.path.
-pack = types.ModuleType("framepack_pack")
-pack.__path__ = [str(ROOT)]
-sys.modules[pack.__name__] = pack
+sys.path.append(str(ROOT / "scripts"))  # last: its server.py must not hide ComfyUI's
+from host_attach import attach_host, name_pack  # noqa: E402
 
 if HOST:
-    sys.path.insert(0, HOST)
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    importlib.import_module("comfy.cli_args").args.cpu = True
-    sys.argv = arguments
+    attach_host(Path(HOST), cpu=True)
+else:
+    name_pack()
 
 
 class NeedsHost(pytest.Module):

@@ -21,11 +21,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from host_attach import ROOT, attach_host
+
+sys.path.insert(0, str(ROOT / "tests" / "core"))
 
 
 def main() -> None:
-    attach(os.environ.get("COMFYUI_PATH") or sys.exit("name a ComfyUI folder in COMFYUI_PATH"))
+    attach_host(Path(os.environ.get("COMFYUI_PATH") or sys.exit("name a ComfyUI folder in COMFYUI_PATH")), cpu=True)
     print(f"torch {torch.__version__}, ComfyUI {importlib.import_module('comfyui_version').__version__}, CPU")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for part in (transformer, unipc, history_scale, crop):
@@ -34,16 +37,6 @@ def main() -> None:
         tiny = core("comfy_host.checkpoint_set").load_checkpoint_set(Path(folder))
         for hosted in (posterior, prompt_weights, vision, cross_fade, end_image):
             hosted(tiny)
-
-
-def attach(host: str) -> None:
-    """Make the pack, the inputs of the core tests and the host importable, the host on the CPU."""
-    pack = types.ModuleType("framepack_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules[pack.__name__] = pack
-    sys.path[:1] = [host, str(ROOT / "tests" / "core")]
-    sys.argv = sys.argv[:1]
-    importlib.import_module("comfy.cli_args").args.cpu = True
 
 
 def core(name: str) -> Any:

@@ -13,6 +13,7 @@ import comfy.supported_models
 
 from ..model.checkpoint import MARKERS
 from ..model.config import read_config
+from ..model.quantisation import is_rowwise
 from .native_model import IMAGE_MODEL, FramePackModelConfig
 
 _MARK = "framepack_native"
@@ -30,7 +31,8 @@ def install_detection_hook() -> None:
             return original(state_dict, key_prefix, *args, **kwargs)
         metadata = kwargs.get("metadata", args[0] if args else None)
         shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-        return {"image_model": IMAGE_MODEL, **read_config(shapes, metadata, key_prefix).as_dict()}
+        found = {"image_model": IMAGE_MODEL, **read_config(shapes, metadata, key_prefix).as_dict()}
+        return {**found, "is_rowwise": True} if is_rowwise(shapes, key_prefix) else found
 
     setattr(detect_unet_config, _MARK, True)
     comfy.model_detection.detect_unet_config = detect_unet_config

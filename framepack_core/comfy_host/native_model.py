@@ -3,8 +3,8 @@
 from typing import Any
 
 import comfy.conds
-import comfy.ldm.modules.attention
 import comfy.model_base
+import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
 import comfy.supported_models
@@ -13,13 +13,19 @@ from torch import Tensor
 
 from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
-from ..model.transformer import FramePackTransformer
+from ..model.quantisation import ROWWISE
+from ..model.transformer import FramePackTransformer, SectionInputs, StepInputs, crop
 from ..packing import PackedHistory
+from .attention_choice import host_attention
 from .encoder_widths import check_prompt, check_vision
+from .fp8_layout import register_layout
+from .fp8_operations import RowwiseOperations
+from .shelf import patch_for_saving, shelve_step_layers
+from .step_sources import HISTORY_RATES, Call, CONDSources, parts_of_step, source_of
 
 IMAGE_MODEL = "framepack"
 HISTORY_KEY = "framepack_history"
-HISTORY_RATES = {"history_1x": 1, "history_2x": 2, "history_4x": 4}
+SOURCES = "sources"
 
 
 class FramePackModelConfig(comfy.supported_models.HunyuanVideo):
@@ -27,7 +33,22 @@ class FramePackModelConfig(comfy.supported_models.HunyuanVideo):
 
     unet_config = {"image_model": IMAGE_MODEL}
 
+    def __init__(self, unet_config: dict) -> None:
+        super().__init__(unet_config)
+        self.is_rowwise = self.unet_config.pop("is_rowwise", False)
+        if self.is_rowwise:  # any truth tells the host not to take the most frequent dtype, fp8, for all tensors
+            self.quant_config = self.layer_quant_config = {"format": ROWWISE}
+            self.scaled_fp8 = torch.float8_e4m3fn
+
+    def set_inference_dtype(self, dtype: Any, *args: Any, **kwargs: Any) -> None:
+        if self.is_rowwise and dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            raise ValueError(f"The file is quantised already ({ROWWISE}); set weight_dtype to default.")
+        super().set_inference_dtype(dtype, *args, **kwargs)
+
     def get_model(self, state_dict: dict, prefix: str = "", device: Any = None) -> "FramePackModel":
+        if self.is_rowwise:
+            register_layout()
+            self.custom_operations = RowwiseOperations
         return FramePackModel(self, device=device)
 
     def process_unet_state_dict(self, state_dict: dict) -> dict:
@@ -46,13 +67,29 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
         )
         self.memory_usage_factor_conds = tuple(HISTORY_RATES)
 
-    def _apply_model(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _apply_model(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **conds: Any,
+    ) -> Tensor:
+        options = {} if transformer_options is None else transformer_options
         # denoised is formed from the rounded x, as the original does (FP k_diffusion/wrapper.py)
-        dtype = self.manual_cast_dtype or self.get_dtype()
-        return super()._apply_model(x.to(dtype).to(x.dtype), t, *args, **kwargs)
+        rounded = x.to(self.manual_cast_dtype or self.get_dtype())
+        call = Call(self, rounded, t, options, conds.pop(SOURCES), {**conds, "context": c_crossattn})
+        return super()._apply_model(
+            rounded.to(x.dtype), t, c_concat, c_crossattn, control, options, **conds, **parts_of_step(call)
+        )
 
     def extra_conds(self, **kwargs: Any) -> dict:
-        """Conditioning entry -> inputs of the module. ValueError for one without history or of other encoders."""
+        """Conditioning entry -> inputs of the module. ValueError for one without history or of other encoders.
+
+        Of padded prompts only the tokens are kept.
+        """
         out = super().extra_conds(**kwargs)
         packed: PackedHistory | None = kwargs.get(HISTORY_KEY)
         if packed is None:
@@ -66,15 +103,29 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
         check_prompt(*names, sizes, kwargs.get("cross_attn"), kwargs.get("pooled_output"))
         if vision is not None:
             check_vision(*names, sizes, vision.last_hidden_state)
-        for name in HISTORY_RATES:  # to the device here: once a section, not once a step
-            history = self.process_latent_in(getattr(packed, name).to(kwargs["device"]))
-            out[name] = comfy.conds.CONDRegular(history)
+        mask = out.pop("attention_mask", None)
+        context, lengths = crop(out["c_crossattn"].cond, None if mask is None else mask.cond)
+        inputs = {
+            "context": context,
+            "y": out["y"].cond,
+            "guidance": torch.FloatTensor([TIMESTEP_SCALE * kwargs.get("guidance", GUIDANCE)]),
+            "image_embeds": None if vision is None else vision.last_hidden_state,
+        }
+        out[SOURCES] = CONDSources((source_of(**inputs, lengths=lengths),))
         out["frame_indices"] = comfy.conds.CONDConstant(packed.indices)
-        guidance = TIMESTEP_SCALE * kwargs.get("guidance", GUIDANCE)
-        out["guidance"] = comfy.conds.CONDRegular(torch.FloatTensor([guidance]))
-        if vision is not None:
-            out["image_embeds"] = comfy.conds.CONDRegular(vision.last_hidden_state.to(kwargs["device"]))
+        # to the device here: once a section, not once a step
+        inputs["c_crossattn"] = inputs.pop("context")
+        inputs.update({name: self.process_latent_in(getattr(packed, name)) for name in HISTORY_RATES})
+        for name, tensor in inputs.items():
+            if tensor is not None:
+                out[name] = comfy.conds.CONDRegular(tensor.to(kwargs["device"]))
         return out
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict:
+        """With the LoRAs that are on it. Newer hosts patch while they save."""
+        if not hasattr(comfy.model_patcher.ModelPatcher, "model_state_dict_for_saving"):
+            patch_for_saving(self)
+        return super().state_dict_for_saving(*args, **kwargs)
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict:
         """Sizes of the history, in patches of the section, for the host's memory estimate."""
@@ -85,15 +136,16 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
 
     def resize_cond_for_context_window(self, cond_key: str, cond_value: Any, *args: Any, **kwargs: Any) -> Any:
         # history is not a stretch of the window and must not be cut with it
-        return cond_value if cond_key in HISTORY_RATES or cond_key == "frame_indices" else None
+        return cond_value if cond_key in (*HISTORY_RATES, "frame_indices", SOURCES) else None
 
 
 class HostTransformer(FramePackTransformer):
     """The transformer with the host's operations, attention and wrappers."""
 
     def __init__(self, image_model: str, dtype: Any = None, device: Any = None, operations: Any = None, **sizes: Any):
-        super().__init__(FramePackConfig(**sizes), dtype, device, operations, host_attention)
+        super().__init__(FramePackConfig(**sizes), dtype, device, operations, host_attention, host_weight_for)
         self.proj_out.comfy_cast_weights = True  # it computes in float32 whatever the weights are
+        shelve_step_layers(self)
 
     def forward(
         self,
@@ -110,18 +162,24 @@ class HostTransformer(FramePackTransformer):
         # EasyCache reads the first and the last positional argument
         return executor.execute(x, timestep, context, options, **conds)
 
-    def _forward(self, x: Tensor, timestep: Tensor, context: Tensor, transformer_options: dict, **conds: Any) -> Tensor:
-        known = {name: conds[name] for name in _MODULE_CONDS if name in conds}
-        return super().forward(x, timestep, context, transformer_options=transformer_options, **known)
+    def _forward(
+        self,
+        x: Tensor,
+        _timestep: Tensor,
+        _context: Tensor,
+        transformer_options: dict,
+        *,
+        step: StepInputs,
+        section: SectionInputs,
+        mlp_piece: int | None,
+        **_made_from: Any,
+    ) -> Tensor:
+        return self.velocity(x, step, section, transformer_options, mlp_piece)
 
 
-_MODULE_CONDS = ("y", "guidance", "frame_indices", *HISTORY_RATES, "image_embeds", "attention_mask")
-
-
-def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict | None = None) -> Tensor:
-    """The attention that the user chose for the host, looked up at each call so that overrides apply."""
-    attention = comfy.ldm.modules.attention.optimized_attention
-    return attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options or {})
+def host_weight_for(norm: torch.nn.Module, x: Tensor) -> Tensor:
+    """The weight of a norm layer wherever the host keeps it, patched."""
+    return comfy.ops.cast_bias_weight(norm, x)[0]
 
 
 def _full_rate_shape(group: Tensor, rate: int) -> list[float]:

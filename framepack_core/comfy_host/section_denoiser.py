@@ -13,11 +13,13 @@ from torch import Tensor
 from ..generate import Denoise, check_finite, generate
 from ..guidance import rescaled_guidance
 from ..history import History, due_section, section_shape
+from ..model.step_table import StepTable
 from ..packing import PackedHistory
 from ..schedule import section_noise
 from ..section_plan import Section
 from ..unipc import Solver, sample_flow_unipc
 from .conditioning import Conditioning, check_conditioning, check_model, section_conditioning
+from .step_sources import STEP_KEY, TABLE_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,21 @@ class SectionNoise(NamedTuple):
 
 def unipc_sampler(solver: Solver = "bh1") -> Any:
     """Our flow-UniPC as a SAMPLER."""
-    return comfy.samplers.KSAMPLER(sample_flow_unipc, {"solver": solver})
+    return comfy.samplers.KSAMPLER(_sample_unipc, {"solver": solver})
+
+
+def _sample_unipc(
+    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool | None, solver: Solver
+) -> Tensor:
+    """sample_flow_unipc, with every noise level also given as a number: no step has to ask the device for it."""
+    levels = iter(sigmas.tolist())  # each is evaluated once, in order
+
+    def named(x: Tensor, sigma: Tensor, model_options: dict | None = None, **kwargs: Any) -> Tensor:
+        given = model_options or {}
+        options = {**given.get("transformer_options", {}), STEP_KEY: (sigma, next(levels))}
+        return model(x, sigma, model_options={**given, "transformer_options": options}, **kwargs)
+
+    return sample_flow_unipc(named, x, sigmas, extra_args, callback, disable, solver)
 
 
 def check_sampling(
@@ -114,27 +130,34 @@ def host_denoise(
     """
     steps = len(sampling.sigmas) - 1
     progress = _Progress(model, history, steps, sections * steps)
+    table = StepTable()
     if _rescales(sampling.cfg, sampling.guidance_rescale):
         model = model.clone()
         model.set_model_sampler_cfg_function(rescaled_guidance(sampling.guidance_rescale))
 
     def denoise(section: Section, packed: PackedHistory, noise: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        table.next_section()
         guider = comfy.samplers.CFGGuider(model)
+        options = guider.model_options
+        guider.model_options = {**options, "transformer_options": {**options["transformer_options"], TABLE_KEY: table}}
         conds = {"positive": section_conditioning(positive, history, section, packed)}
         if negative is not None:
             conds["negative"] = section_conditioning(negative, history, section, packed)
         guider.inner_set_conds(conds)
         guider.set_cfg(sampling.cfg)
-        return guider.sample(
+        judge = _Judge(history.plan.name(section))
+        latents = guider.sample(
             noise,
             torch.zeros_like(noise),
             sampling.sampler,
             sampling.sigmas.clone(),  # core's uni_pc writes into them
-            callback=progress.callback(section),
+            callback=progress.callback(section, judge),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=history.seed,
         )
+        judge.confirm()
+        return latents
 
     return denoise
 
@@ -147,25 +170,52 @@ class _Progress:
     """One bar over all sections and steps, with the section in the making as preview."""
 
     def __init__(self, model: Any, history: History, steps: int, total: int) -> None:
-        self.plan = history.plan
         self.first = history.draws
         self.steps = steps
         self.bar = comfy.utils.ProgressBar(total)
         self.total = total
         self.previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
-    def callback(self, section: Section):
+    def callback(self, section: Section, judge: "_Judge"):
         done = (section.number - self.first) * self.steps
 
         def after_step(step: int, denoised: Tensor, _x: Tensor, _total_steps: int) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            check_finite(denoised, self.plan.name(section), step + 1)
+            judge.after_step(denoised, step + 1)
             preview = None
             if self.previewer:
                 preview = self.previewer.decode_latent_to_preview_image("JPEG", film_strip(denoised))
             self.bar.update_absolute(done + step + 1, self.total, preview)
 
         return after_step
+
+
+class _Judge:
+    """check_finite for the steps of a section. On a CUDA device a step is judged while the next one runs."""
+
+    def __init__(self, section_name: str) -> None:
+        self.section_name = section_name
+        self.pending: tuple[int, Tensor, torch.cuda.Event] | None = None
+
+    def after_step(self, denoised: Tensor, step: int) -> None:
+        """step counts from 1."""
+        self.confirm()
+        if not denoised.is_cuda:
+            check_finite(denoised, self.section_name, step)
+            return
+        largest = torch.empty((), pin_memory=True)
+        largest.copy_(denoised.abs().amax(), non_blocking=True)  # NaN and infinity come through
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(denoised.device))
+        self.pending = (step, largest, copied)
+
+    def confirm(self) -> None:
+        """Judge the step that is left, if there is one."""
+        if self.pending is None:
+            return
+        (step, largest, copied), self.pending = self.pending, None
+        copied.synchronize()
+        check_finite(largest, self.section_name, step)
 
 
 def film_strip(latents: Tensor) -> Tensor:

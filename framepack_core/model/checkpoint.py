@@ -14,14 +14,16 @@ from .transformer import FramePackTransformer
 
 MARKERS = ("clean_x_embedder.proj.weight", "x_embedder.proj.weight")
 PREFIXES = ("", "model.diffusion_model.")
+SOURCE_METADATA = "framepack_quantised"  # JSON: format, file of origin, tensors with a merged LoRA
 WHERE_TO_GET = "A FramePack transformer is FramePackI2V_HY or FramePack_F1_I2V_HY (Kijai/HunyuanVideo_comfy)."
 
 
 class Header(NamedTuple):
-    """Names and shapes of all tensors in a checkpoint's files, and their metadata."""
+    """Names, shapes and dtypes (as "BF16") of all tensors in a checkpoint's files, and their metadata."""
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+    dtypes: dict[str, str]
 
 
 def find_files(path: Path) -> list[Path]:
@@ -51,18 +53,24 @@ def read_header(files: list[Path]) -> Header:
     """Header over all files. Raises ValueError for a file that is cut off or is not safetensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     metadata: dict[str, str] = {}
+    dtypes: dict[str, str] = {}
     for file in files:
+        if file.suffix == ".gguf":
+            raise ValueError(
+                f"{file.name} is GGUF, which is quantised already; open it with the GGUF pack's Unet Loader."
+            )
         try:
             with safe_open(file, framework="pt") as opened:
                 metadata.update(opened.metadata() or {})
                 for key in opened.keys():  # noqa: SIM118  # safe_open is not a mapping
-                    shapes[key] = tuple(opened.get_slice(key).get_shape())
+                    tensor = opened.get_slice(key)
+                    shapes[key], dtypes[key] = tuple(tensor.get_shape()), tensor.get_dtype()
         except SafetensorError as error:
             raise ValueError(
                 f"{file.name} is not a complete safetensors file ({error}); it is {file.stat().st_size:,} bytes. "
                 "The download was probably cut off: fetch it again."
             ) from error
-    return Header(shapes, metadata)
+    return Header(shapes, metadata, dtypes)
 
 
 def framepack_prefix(keys: Mapping[str, object]) -> str | None:

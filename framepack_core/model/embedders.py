@@ -111,7 +111,7 @@ class TextRefiner(nn.Module):
         self.proj_in = operations.Linear(config.text_embed_dim, width, **factory)
         self.token_refiner = _RefinerStack(config, operations, **factory)
 
-    def forward(self, text: Tensor, timestep: Tensor, lengths: list[int] | None, attention: Any) -> Tensor:
+    def forward(self, text: Tensor, timestep: Tensor, lengths: tuple[int, ...] | None, attention: Any) -> Tensor:
         """lengths: valid tokens of each sample, None when all are valid."""
         steering = self.time_text_embed(timestep, _masked_mean(text, lengths))
         x = self.proj_in(text)
@@ -139,7 +139,7 @@ class _RefinerBlock(nn.Module):
         self.ff = FeedForward(width, config.mlp_dim, F.silu, operations, **factory)
         self.norm_out = _Gates(width, operations, **factory)
 
-    def forward(self, x: Tensor, steering: Tensor, lengths: list[int] | None, attention: Any) -> Tensor:
+    def forward(self, x: Tensor, steering: Tensor, lengths: tuple[int, ...] | None, attention: Any) -> Tensor:
         attention_gate, mlp_gate = self.norm_out(steering)
         x = x + self.attn(self.norm1(x), lengths, attention) * attention_gate
         return x + self.ff(self.norm2(x)) * mlp_gate
@@ -154,7 +154,7 @@ class _Gates(nn.Module):
         return self.linear(F.silu(steering)).unsqueeze(1).chunk(2, dim=-1)
 
 
-def _masked_mean(text: Tensor, lengths: list[int] | None) -> Tensor:
+def _masked_mean(text: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
     """Mean over the valid tokens in float32, [B, L, E] -> [B, E]."""
     if lengths is None:
         return text.float().mean(dim=1).to(text.dtype)

@@ -30,3 +30,9 @@ def attention(
 ) -> Tensor:
     """Full attention, q k v [B, heads, L, D] -> [B, L, heads * D]; heads and options are for hosts."""
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def weight_for(norm: nn.Module, x: Tensor) -> Tensor:
+    """The weight of a norm layer, on the device and in the dtype of x."""
+    weight: Tensor = norm.weight  # pyright: ignore[reportAssignmentType]
+    return weight.to(x)

@@ -19,7 +19,8 @@ class WeightAverage:
         """Take in the parameters after `step` steps (from 1): decay is at most (1 + step) / (10 + step)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         newest = [parameters[name].detach().float() for name in self.values]
-        torch._foreach_lerp_(list(self.values.values()), newest, 1 - decay)  # one launch for all
+        # one launch for all
+        torch._foreach_lerp_(list(self.values.values()), newest, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def copy_to(self, parameters: Mapping[str, nn.Parameter]) -> None:

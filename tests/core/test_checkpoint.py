@@ -154,9 +154,9 @@ def test_prefixed_checkpoints_are_found(state_dict):
     ],
 )
 def test_metadata_tells_the_direction_before_the_name(said, name, direction):
-    assert direction_of(Header({}, metadata_of(CONFIG, said)), name) is direction
+    assert direction_of(Header({}, metadata_of(CONFIG, said), {}), name) is direction
 
 
 def test_metadata_without_a_direction_says_nothing_of_it():
     assert "direction" not in json.loads(metadata_of(CONFIG)[METADATA_KEY])
-    assert direction_of(Header({}, {}), "FramePackI2V_HY.safetensors") is Direction.BACKWARD
+    assert direction_of(Header({}, {}, {}), "FramePackI2V_HY.safetensors") is Direction.BACKWARD

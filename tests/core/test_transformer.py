@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from framepack_pack.framepack_core.model import blocks, rope, transformer
+from framepack_pack.framepack_core.model import blocks, operations, rope, transformer
+from framepack_pack.framepack_core.model.blocks import Services
 from framepack_pack.framepack_core.model.config import FramePackConfig, metadata_of, read_config
+from framepack_pack.framepack_core.model.pieces import mlp_piece
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from model_inputs import CONFIG, inputs, layout, oracle, ours, relative_l2, run_oracle, run_ours
 
@@ -183,3 +185,53 @@ def sample(given, i):
 def test_layout_of_the_notes():
     assert layout("backward 3").section == tuple(range(28, 37))
     assert layout("forward").history_1x == (0, 19)
+
+
+@pytest.mark.parametrize("lengths", [(13,), (13, 20)])
+def test_last_block_computes_the_section_alone_unless_it_is_replaced(reference, lengths):
+    given = inputs(10, 12, lengths=lengths)
+    model = ours(reference)
+    queries, replaced = [], []
+
+    def attention(q, k, v, heads, **options):
+        queries.append(q.shape[2])
+        return operations.attention(q, k, v, heads, **options)
+
+    def noting(args, extra):
+        replaced.append(args["img"].shape[1])
+        out = extra["original_block"](args)
+        replaced.append(out["img"].shape[1])
+        return out
+
+    model.single_transformer_blocks[-1].services = Services(attention, operations.weight_for)
+    cropped = run_ours(model, given)
+    assert set(queries) == {9 * 5 * 6}, "the section's tokens"
+    queries.clear()
+    options = {"patches_replace": {"dit": {("single_block", 1): noting}}}
+    whole = run_ours(model, given, transformer_options=options)
+    assert set(queries) == set(replaced) == {9 * 30 + 2 * 30 + 3 * 3 + 4 * 2 * 2 + 9 + max(lengths)}
+    torch.testing.assert_close(cropped, whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("piece", [1, 50, 100000])
+def test_mlps_in_pieces_give_the_same(reference, piece):
+    given = inputs(8, 8, lengths=(13, 20))
+    model = ours(reference)
+    section = model.section_inputs(given.x, given.frame_indices, given[6:9])
+    context, lengths = transformer.crop(given.context, given.attention_mask)
+    (step,) = model.step_inputs([given.timestep], given.guidance, given.y, context, given.image_embeds, lengths)
+    sizes = []
+    model.single_transformer_blocks[0].proj_mlp.register_forward_hook(lambda _, got, __: sizes.append(got[0].shape[1]))
+    out = model.velocity(given.x, step, section, mlp_piece=piece)
+    assert max(sizes) == min(piece, sum(sizes)), "pieces of at most this size"
+    torch.testing.assert_close(out, run_ours(model, given), atol=1e-5, rtol=1e-5)
+
+
+def test_pieces_are_as_large_as_memory_lets_them():
+    config, tokens = FramePackConfig(), 19_257
+    streams = 5 * tokens * config.width * 2
+    each = (2 * config.mlp_dim + 2 * config.width) * 2
+    assert mlp_piece(config, tokens, 2, streams + tokens * each) is None
+    assert mlp_piece(config, tokens, 2, streams + tokens * each - 1) == tokens - 1
+    assert mlp_piece(config, tokens, 2, streams + 3000 * each) == 3000
+    assert mlp_piece(config, tokens, 2, 0) == 1024

@@ -16,17 +16,20 @@ EXAMPLES = sorted((ROOT / "example_workflows" / "api").glob("*.json"))
 NODE_IDS = {
     "FramePackNativeAppendSection",
     "FramePackNativeApplyHistory",
+    "FramePackNativeCalibrateSkipping",
     "FramePackNativeDecode",
     "FramePackNativeDecodeVideo",
     "FramePackNativeLoadDemo",
     "FramePackNativeLoadModel",
     "FramePackNativeResolution",
     "FramePackNativeSampler",
+    "FramePackNativeSaveQuantizedModel",
     "FramePackNativeSectionPrompts",
     "FramePackNativeSetRange",
     "FramePackNativeSigmas",
     "FramePackNativeStartHistory",
     "FramePackNativeStartImage",
+    "FramePackNativeStepSkipping",
     "FramePackNativeUniPC",
 }
 

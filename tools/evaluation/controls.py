@@ -2,7 +2,7 @@
 
 Films made with one must be called wrong, or the measures are blind.
 
-Those of the history are changes of MODEL: a wrapper around the transformer that alters what it is given.
+Those of the history are changes of MODEL: a wrapper around its call that alters what it is given.
 """
 
 from collections.abc import Callable
@@ -42,5 +42,5 @@ def _with_history(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return executor(*args, **{**conds, **history})
 
     model = model.clone()
-    model.add_wrapper_with_key("diffusion_model", "framepack_control", altered)
+    model.add_wrapper_with_key("apply_model", "framepack_control", altered)
     return model

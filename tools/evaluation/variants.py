@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
+from framepack_pack.framepack_core.comfy_host.step_skipping import skip_steps
 from framepack_pack.framepack_core.history import History
 from framepack_pack.framepack_core.section_plan import Direction
+from framepack_pack.framepack_core.skipping.methods import METHODS
 from framepack_pack.tools.demo_world.scene import Scenes
 from torch import Tensor
 
@@ -48,6 +50,11 @@ def easy_cache(threshold: float, node: str = "EasyCacheNode") -> Callable[[Any],
         return getattr(output, "args", output)[0]
 
     return patch
+
+
+def step_skipping(name: str) -> Callable[[Any], Any]:
+    """The pack's own, with the method's settings. MagCache's published ratios are not for these sizes."""
+    return lambda model: skip_steps(model, METHODS[name])
 
 
 def attention(name: str) -> Callable[[Any], Any]:
@@ -101,10 +108,13 @@ VARIANTS = (
     Variant("EasyCache 0.05", patch=easy_cache(0.05)),
     Variant("EasyCache 0.2", patch=easy_cache(0.2)),
     Variant("LazyCache 0.2", patch=easy_cache(0.2, "LazyCacheNode")),
+    Variant("TeaCache", patch=step_skipping("TeaCache")),
+    Variant("first block", patch=step_skipping("first block")),
     # weights
     Variant("fp8_e4m3fn", Order(weight_dtype="fp8_e4m3fn")),
     Variant("fp8_e4m3fn_fast", Order(weight_dtype="fp8_e4m3fn_fast")),
     Variant("fp8_e5m2", Order(weight_dtype="fp8_e5m2")),
+    Variant("fp8_e4m3fn_rowwise", Order(weight_dtype="fp8_e4m3fn_rowwise")),
     # attention
     Variant("attention pytorch", patch=attention("pytorch")),
     Variant("attention split", patch=attention("split")),

@@ -1,0 +1,164 @@
+"""The host's attention, except where its default leaves a much faster backend of torch unused.
+
+ComfyUI's default on NVIDIA cards is torch's SDPA; newer versions ask for flash before cuDNN, which is the slow order
+on Hopper and may be the right one elsewhere. So it is measured, once for each kind of input. Whatever the user chose
+by flag, node or another extension stays as it is.
+"""
+
+import functools
+import inspect
+import logging
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import comfy.cli_args
+import comfy.ldm.modules.attention
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+logger = logging.getLogger(__name__)
+
+# one of these set means that the user has decided; "deterministic", because a stopwatch is not
+DECIDING_FLAGS = (
+    "use_split_cross_attention",
+    "use_quad_cross_attention",
+    "use_pytorch_cross_attention",
+    "use_sage_attention",
+    "use_flash_attention",
+    "use_ck_attention",
+    "deterministic",
+)
+OVERRIDE = "optimized_attention_override"
+BACKENDS = {
+    SDPBackend.CUDNN_ATTENTION: "can_use_cudnn_attention",
+    SDPBackend.FLASH_ATTENTION: "can_use_flash_attention",
+    SDPBackend.EFFICIENT_ATTENTION: "can_use_efficient_attention",
+}
+SHORTEST = 2048  # tokens; below, attention is not what takes the time
+WORTH = 0.9  # of the host's time; for less than this gain the host's choice stays
+MEASURED_HEADS = 6  # enough to fill a card, a quarter of the model's
+RUNS = 3
+
+
+def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict | None = None) -> Tensor:
+    """Attention of q k v [B, heads, L, d] -> [B, L, heads * d], looked up at each call so that overrides apply."""
+    options = transformer_options or {}
+    attention = comfy.ldm.modules.attention.optimized_attention
+    if not user_decided(comfy.cli_args.args, attention, options) and _is_measurable(q, k):
+        backend = measured_backend(q.device, q.dtype, measured_length(k.shape[2]), q.shape[3])
+        if backend is not None:
+            return sdpa(q, k, v, backend)
+    return attention(q, k, v, heads, skip_reshape=True, transformer_options=options)
+
+
+def user_decided(args: Any, attention: Callable[..., Tensor], options: dict) -> bool:
+    """True when a flag, an override node, an installed xformers or another extension has chosen the attention."""
+    by_flag = any(getattr(args, flag, False) for flag in DECIDING_FLAGS)
+    return by_flag or OVERRIDE in options or attention is not comfy.ldm.modules.attention.attention_pytorch
+
+
+def measured_length(length: int) -> int:
+    """The length at which inputs of this length are measured: the next power of two below."""
+    return 1 << (length.bit_length() - 1)
+
+
+def fastest(milliseconds: Mapping[SDPBackend | None, float]) -> SDPBackend | None:
+    """The backend to use instead of the host's order, whose time stands at None; None to keep that."""
+    best = min(milliseconds, key=milliseconds.__getitem__)
+    return best if milliseconds[best] < WORTH * milliseconds[None] else None
+
+
+@functools.cache
+def measured_backend(device: torch.device, dtype: torch.dtype, length: int, head_dim: int) -> SDPBackend | None:
+    """fastest() of this card; a fact about machine and torch, so it is remembered.
+
+    None, too, where the memory to measure is missing, and before torch 2.6, which has one order for all.
+    """
+    if "set_priority" not in inspect.signature(sdpa_kernel).parameters:
+        return None
+    try:
+        with torch.cuda.device(device):  # of the events
+            times = backend_times(device, dtype, length, MEASURED_HEADS, head_dim)
+    except torch.OutOfMemoryError:
+        logger.info("FramePack: no memory to measure attention with; the host's default is used")
+        return None
+    chosen = fastest(times)
+    logger.info(
+        "FramePack: attention over %d tokens and more by %s (%s)",
+        length,
+        _name(chosen),
+        ", ".join(f"{_name(backend)} {time:.2f} ms" for backend, time in times.items()),
+    )
+    return chosen
+
+
+def backend_times(
+    device: torch.device, dtype: torch.dtype, length: int, heads: int, head_dim: int
+) -> dict[SDPBackend | None, float]:
+    """Milliseconds of the host's default (at None) and of every backend that takes such tensors."""
+    generator = torch.Generator(device).manual_seed(0)  # of its own: sampling must find the global one as it was
+    shape = (3, 1, heads, length, head_dim)
+    q, k, v = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    host = comfy.ldm.modules.attention.attention_pytorch
+    calls: dict[SDPBackend | None, Callable[[], Tensor]] = {None: lambda: host(q, k, v, heads, skip_reshape=True)}
+    params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+    for backend, usable in BACKENDS.items():
+        if getattr(torch.backends.cuda, usable)(params):
+            calls[backend] = functools.partial(sdpa, q, k, v, backend)
+    return _milliseconds({backend: call for backend, call in calls.items() if _runs(call, backend)})
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
+    """torch's attention with this backend first, [B, heads, L, d] -> [B, L, heads * d]; the others stand behind it."""
+    with sdpa_kernel([backend, *BACKENDS, SDPBackend.MATH], set_priority=True):
+        out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _is_measurable(q: Tensor, k: Tensor) -> bool:
+    return (
+        q.is_cuda
+        and torch.version.hip is None
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and k.shape[2] >= SHORTEST
+        and not q.requires_grad
+        and not torch.compiler.is_compiling()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _runs(call: Callable[[], Tensor], backend: SDPBackend | None) -> bool:
+    """Calls once, which also builds plans and loads code."""
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # cuDNN finds out only when it runs
+        if backend is None:
+            raise
+        logger.info("FramePack: %s attention does not run here: %s", _name(backend), error)
+        return False
+    return True
+
+
+def _milliseconds(calls: dict[SDPBackend | None, Callable[[], Tensor]]) -> dict[SDPBackend | None, float]:
+    """Medians by CUDA events, in turns, so that a card that is still waking up wakes up for all."""
+    spans = {backend: [] for backend in calls}
+    for _ in range(RUNS):
+        for backend, call in calls.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            spans[backend].append((start, end))
+    torch.cuda.synchronize()
+    return {
+        backend: statistics.median(start.elapsed_time(end) for start, end in pairs) for backend, pairs in spans.items()
+    }
+
+
+def _name(backend: SDPBackend | None) -> str:
+    return "the host's default" if backend is None else backend.name.removesuffix("_ATTENTION").lower()

@@ -1,0 +1,170 @@
+"""What a block does between its matrix products: norms, rotation, activation, gates.
+
+Each function has its maths in plain torch under its eager_ name: the reference of the tests, and the path on CPU,
+on MPS, in training and under torch.compile. On a card with Triton the same chain is one kernel that computes in
+float32 and rounds once. Letters: B batch, L tokens, D width, H heads, d head dimension.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..kernels.device import kernels_run_on
+from .rope import Rotation, rotate
+
+NORM_EPS = 1e-6
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+_unfused: ContextVar[bool] = ContextVar("_unfused", default=False)
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Inside the with block this thread computes in plain torch, to compare or to look for a fault."""
+    token = _unfused.set(True)
+    try:
+        yield
+    finally:
+        _unfused.reset(token)
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm of x [B, L, D] without weights, times 1 + scale [B, 1, D], plus shift [B, 1, D]."""
+    if not (_fuses(x, shift, scale) and _are_rows(x, (x,), (shift, scale))):
+        return eager_modulated_norm(x, shift, scale)
+    from ..kernels import rows
+
+    return rows.modulated_norm(x, shift, scale, NORM_EPS)
+
+
+def gated_sum(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """residual [B, L, D] plus branch [B, L, D] times gate [B, 1, D]."""
+    if not (_fuses(residual, branch, gate) and _are_rows(residual, (branch,), (gate,))):
+        return eager_gated_sum(residual, branch, gate)
+    from ..kernels import rows
+
+    return rows.gated_sum(residual, branch, gate)
+
+
+def gated_norm(residual: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """gated_sum and the modulated_norm of it, with one read of the residual."""
+    vectors = (gate, shift, scale)
+    if not (_fuses(residual, branch, *vectors) and _are_rows(residual, (branch,), vectors)):
+        return eager_gated_norm(residual, branch, gate, shift, scale)
+    from ..kernels import rows
+
+    return rows.gated_norm(residual, branch, gate, shift, scale, NORM_EPS)
+
+
+def gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """GELU in its tanh form, of x [B, L, D]; into out, which may be a slice of a wider buffer, or x itself."""
+    into = () if out is None else (out,)
+    if not (_fuses(x, *into) and x.dim() == 3 and all(t.shape == x.shape for t in into)):
+        return eager_gelu(x, out)
+    from ..kernels.gelu import gelu as fused_gelu
+
+    return fused_gelu(x, out)
+
+
+def normed_rotation(
+    x: Tensor, weight: Tensor, rotation: Rotation | None, eps: float, out: Tensor | None = None
+) -> Tensor:
+    """RMSNorm of x [B, L, H, d] over d, then a turn of neighbouring pairs of the tokens that rotation has.
+
+    Tokens beyond those, all of them when rotation is None, are only normed. x may be a slice of a joint buffer;
+    out may be x or another such slice.
+    """
+    into = () if out is None else (out,)
+    if not (_fuses(x, weight, *into) and _are_heads(x, into, rotation)):
+        return eager_normed_rotation(x, weight, rotation, eps, out)
+    from ..kernels import heads
+
+    cos, sin = (None, None) if rotation is None else (rotation.cos[0, 0], rotation.sin[0, 0])  # [L', d/2]
+    return heads.normed_rotation(x, weight, cos, sin, eps, out)
+
+
+def eager_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """modulated_norm in plain torch, rounded after every operation as the original does."""
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+def eager_gated_sum(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """gated_sum in plain torch."""
+    return residual + branch * gate
+
+
+def eager_gated_norm(
+    residual: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """gated_norm in plain torch."""
+    total = eager_gated_sum(residual, branch, gate)
+    return total, eager_modulated_norm(total, shift, scale)
+
+
+def eager_gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """gelu in plain torch."""
+    return _into(out, F.gelu(x, approximate="tanh"))
+
+
+def eager_normed_rotation(
+    x: Tensor, weight: Tensor, rotation: Rotation | None, eps: float, out: Tensor | None = None
+) -> Tensor:
+    """normed_rotation in plain torch, rounded between norm and rotation."""
+    normed = F.rms_norm(x, weight.shape, weight, eps)
+    if rotation is not None:
+        normed = rotate(normed.transpose(1, 2), rotation).transpose(1, 2)
+    return _into(out, normed)
+
+
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
+
+
+def _fuses(*tensors: Tensor) -> bool:
+    """Whether these tensors may go to a kernel at all."""
+    first = tensors[0]
+    if torch.compiler.is_compiling() or not first.is_cuda or first.dtype not in KERNEL_DTYPES or _unfused.get():
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    alike = all(
+        type(tensor) in (Tensor, nn.Parameter)  # no fake, quantised or other tensors of a class of their own
+        and tensor.dtype == first.dtype
+        and tensor.device == first.device
+        and tensor.stride(-1) == 1
+        for tensor in tensors
+    )
+    return alike and kernels_run_on(first.device, first.dtype)
+
+
+def _are_rows(x: Tensor, tokens: tuple[Tensor, ...], vectors: tuple[Tensor, ...]) -> bool:
+    """x and tokens [B, L, D] of a width that fits a program, vectors [B or 1, 1, D]."""
+    from ..kernels.rows import MAX_WIDTH
+
+    return (
+        x.dim() == 3
+        and x.shape[-1] <= MAX_WIDTH
+        and all(tensor.shape == x.shape for tensor in tokens)
+        and all(v.dim() == 3 and v.shape[0] in (1, x.shape[0]) and v.shape[1:] == (1, x.shape[-1]) for v in vectors)
+    )
+
+
+def _are_heads(x: Tensor, into: tuple[Tensor, ...], rotation: Rotation | None) -> bool:
+    """x and into [B, L, H, d] of a size that fits a program, rotation one table for all samples and heads."""
+    from ..kernels.heads import MAX_TILE, tile_size
+
+    if x.dim() != 4 or tile_size(x.shape[2], x.shape[3]) > MAX_TILE or any(t.shape != x.shape for t in into):
+        return False
+    return rotation is None or all(
+        table.dtype == torch.float32
+        and table.device == x.device
+        and table.shape[:2] == (1, 1)
+        and table.stride(-1) == 1
+        and table.shape[2] <= x.shape[1]
+        and table.shape[3] * 2 == x.shape[3]
+        for table in rotation
+    )

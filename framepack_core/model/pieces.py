@@ -1,0 +1,31 @@
+"""MLPs on some tokens at a time, where memory asks for it: tokens do not see each other there."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .config import FramePackConfig
+
+SMALLEST_PIECE = 1024
+"""Tokens. Fewer leave a card idle, and layers that are streamed are fetched once for every piece."""
+
+
+def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) -> int | None:
+    """Most tokens for an MLP at once, so that it fits into `free` bytes; None when all of them do.
+
+    A token needs the hidden layer twice, before and after the activation, and what is joined to it and comes out. Five
+    more tensors of the blocks' width live at the same time: the stream, its norm, the attention, the branch, the sum.
+    """
+    room = free - 5 * tokens * config.width * itemsize
+    each = (2 * config.mlp_dim + 2 * config.width) * itemsize
+    return None if tokens * each <= room else max(room // each, SMALLEST_PIECE)
+
+
+def in_pieces(function: Callable[..., Tensor], piece: int | None, *inputs: Tensor) -> Tensor:
+    """function of inputs [B, L, ...], which treats every token alone, on at most `piece` tokens at a time."""
+    length = inputs[0].shape[1]
+    if piece is None or piece >= length:
+        return function(*inputs)
+    done = [function(*(x[:, first : first + piece] for x in inputs)) for first in range(0, length, piece)]
+    return torch.cat(done, dim=1)

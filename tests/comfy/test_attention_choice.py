@@ -1,0 +1,98 @@
+"""Who decides on the attention, and what a measurement leads to. The measuring itself: scripts/check_attention.py."""
+
+import comfy.cli_args
+import comfy.ldm.modules.attention as core_attention
+import pytest
+import torch
+from framepack_pack.framepack_core.comfy_host.attention_choice import (
+    DECIDING_FLAGS,
+    fastest,
+    host_attention,
+    measured_length,
+    sdpa,
+    user_decided,
+)
+from torch.nn.attention import SDPBackend
+
+DEFAULT = core_attention.attention_pytorch
+HOST_FLAGS = [
+    option
+    for action in comfy.cli_args.parser._actions
+    for option in action.option_strings
+    if option.startswith("--use-") and "attention" in option
+]
+CUDNN, FLASH, EFFICIENT = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
+
+
+def parsed(*flags):
+    return comfy.cli_args.parser.parse_args(list(flags))
+
+
+def test_nothing_said_leaves_the_choice_to_us():
+    assert not user_decided(parsed(), DEFAULT, {})
+    assert not user_decided(parsed("--disable-xformers", "--lowvram"), DEFAULT, {"sigmas": None})
+
+
+@pytest.mark.parametrize("flag", [*HOST_FLAGS, "--deterministic"])
+def test_every_attention_flag_of_the_host_decides(flag):
+    assert user_decided(parsed(flag), DEFAULT, {})
+
+
+def test_the_host_has_the_flags_that_we_know():
+    assert {flag.removeprefix("--").replace("-", "_") for flag in HOST_FLAGS} <= set(DECIDING_FLAGS)
+    assert len(HOST_FLAGS) >= 5
+
+
+def test_an_override_node_decides(tiny):
+    def override(attention, *args, **kwargs):
+        return attention(*args, **kwargs)
+
+    assert user_decided(parsed(), DEFAULT, {"optimized_attention_override": override})
+
+
+@pytest.mark.skipif(not hasattr(core_attention, "AttentionTensorContainer"), reason="a node of newer hosts")
+def test_the_model_attention_backend_node_decides(tiny):
+    from comfy_extras.nodes_model_advanced import ModelAttentionBackend
+
+    (model,) = ModelAttentionBackend().patch(tiny.model, "pytorch attention")
+    assert user_decided(parsed(), DEFAULT, model.model_options["transformer_options"])
+    assert not user_decided(parsed(), DEFAULT, tiny.model.model_options["transformer_options"])
+
+
+def test_another_function_as_the_hosts_attention_decides():
+    assert user_decided(parsed(), core_attention.attention_sub_quad, {})  # as with xformers or an extension's patch
+
+
+def test_the_fastest_backend_is_taken_where_the_host_is_much_slower():
+    hopper = {None: 13.0, CUDNN: 7.4, FLASH: 12.9, EFFICIENT: 25.7}
+    assert fastest(hopper) is CUDNN
+
+
+def test_a_small_gain_leaves_the_host_alone():
+    assert fastest({None: 10.0, CUDNN: 9.5, FLASH: 10.0}) is None
+    assert fastest({None: 7.4, CUDNN: 7.3, FLASH: 12.9}) is None
+    assert fastest({None: 10.0}) is None
+
+
+def test_lengths_of_one_power_of_two_share_a_measurement():
+    assert {measured_length(length) for length in (16384, 19232, 19257, 32767)} == {16384}
+    assert measured_length(16383) == 8192
+
+
+@pytest.mark.parametrize("backend", [CUDNN, FLASH, EFFICIENT])
+def test_a_chosen_backend_gives_what_the_host_gives(backend):
+    joint = torch.randn(2, 33, 3, 4, 8)
+    q, k, v = (x.transpose(1, 2) for x in joint.unbind(2))
+    order = torch._C._get_sdp_priority_order()
+    out = sdpa(q, k, v, backend)
+    expected = DEFAULT(q, k, v, 4, skip_reshape=True)
+    assert out.shape == (2, 33, 32)
+    torch.testing.assert_close(out, expected)
+    assert torch._C._get_sdp_priority_order() == order
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_on_the_cpu_the_host_attends(monkeypatch):
+    monkeypatch.setattr(core_attention, "optimized_attention", DEFAULT)
+    q, k, v = torch.randn(3, 1, 2, 2500, 8, dtype=torch.bfloat16)
+    assert torch.equal(host_attention(q, k, v, 2), DEFAULT(q, k, v, 2, skip_reshape=True))
