@@ -119,6 +119,14 @@ def test_an_encoder_that_does_not_match_the_host_is_refused(tiny):
 # films
 
 
+@pytest.fixture
+def one_go(tiny, monkeypatch):
+    """The VAE socket without the pieces of newer hosts, which shift films in time."""
+    for part in (tiny.vae.first_stage_model.encoder, tiny.vae.first_stage_model.decoder):
+        monkeypatch.setattr(part, "carried", False, raising=False)
+
+
+@pytest.mark.usefixtures("one_go")
 def test_latents_are_those_of_the_vae_socket(tiny, encoders):
     films = two_films()
     own = encoders.coder.encode_scenes(films, SIZE)
@@ -139,6 +147,7 @@ def test_latents_are_those_of_the_vae_socket(tiny, encoders):
     assert apart > 0.1, "the start image is encoded alone, not as a film's first frame"
 
 
+@pytest.mark.usefixtures("one_go")
 def test_films_decode_as_the_vae_socket_does(tiny, encoders):
     latents = encoders.coder.encode_scenes(two_films(), SIZE).latents[:, :, :3]
     own = encoders.coder.decode(latents)
@@ -191,10 +200,10 @@ def test_a_set_is_read_back_unless_its_settings_or_encoders_changed(
 # training
 
 
-def test_the_demo_s_transformer_fits_into_12_mb():
+def test_the_demo_s_transformer_fits_beside_the_other_parts():
     model = FramePackTransformer(demo_config(64, 64, 64), device="meta")
     size = 2 * sum(parameter.numel() for parameter in model.parameters())
-    assert 11_000_000 < size < 12_000_000
+    assert 10_000_000 < size < 10_400_000
 
 
 def test_layouts_cover_what_films_of_any_length_need():
