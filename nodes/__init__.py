@@ -5,6 +5,7 @@ from .decode_video import FramePackDecodeVideo
 from .demo_loader import FramePackLoadDemo, register_folders
 from .history import FramePackAppendSection, FramePackApplyHistory, FramePackStartHistory
 from .model_loader import FramePackLoadModel
+from .plan import FramePackPlan
 from .prompts import FramePackSectionPrompts, FramePackSetRange
 from .sampler import FramePackSampler
 from .sampling_parts import FramePackSigmas, FramePackUniPC
@@ -22,6 +23,7 @@ NODES = [
     FramePackStartHistory,
     FramePackApplyHistory,
     FramePackAppendSection,
+    FramePackPlan,
     FramePackUniPC,
     FramePackSigmas,
     FramePackSampler,

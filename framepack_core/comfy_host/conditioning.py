@@ -73,11 +73,7 @@ def check_model(model: Any, conditionings: dict[str, Conditioning], history: His
 
     Reads no weights.
     """
-    if not isinstance(model.model, FramePackModel):
-        raise ValueError(
-            f"The model is {type(model.model).__name__}, not FramePack; load a FramePack transformer with "
-            "Load FramePack Model or Load Diffusion Model."
-        )
+    check_framepack(model)
     checkpoint, direction = model.attachments.get(CHECKPOINT_ATTACHMENT, ("this transformer", None))
     _check_direction(checkpoint, direction, history)
     sizes: FramePackConfig = model.model.diffusion_model.config
@@ -89,6 +85,15 @@ def check_model(model: Any, conditionings: dict[str, Conditioning], history: His
                 check_vision(name, checkpoint, sizes, vision.last_hidden_state)
     if history.image_embeds is not None:
         check_vision("the start image", checkpoint, sizes, history.image_embeds)
+
+
+def check_framepack(model: Any) -> None:
+    """Raises ValueError for the MODEL of another architecture."""
+    if not isinstance(model.model, FramePackModel):
+        raise ValueError(
+            f"The model is {type(model.model).__name__}, not FramePack; load a FramePack transformer with "
+            "Load FramePack Model or Load Diffusion Model."
+        )
 
 
 def _check_direction(checkpoint: str, direction: Direction | None, history: History) -> None:

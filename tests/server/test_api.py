@@ -20,6 +20,7 @@ NODE_IDS = {
     "FramePackNativeDecodeVideo",
     "FramePackNativeLoadDemo",
     "FramePackNativeLoadModel",
+    "FramePackNativePlan",
     "FramePackNativeResolution",
     "FramePackNativeSampler",
     "FramePackNativeSectionPrompts",
