@@ -36,12 +36,13 @@ def draw_timeline(spans: Sequence[Span], title: str) -> Tensor:
     for span in spans:
         left, right = (MARGIN + scale * frame for frame in (span.frames.start, span.frames.stop))
         colour = MADE if span.done else _between(span.made_as, len(spans))
-        draw.rectangle((left, BAR[0], right - 1, BAR[1]), colour, BACKGROUND)
+        end = max(right - 2, left)  # a gap, where sections are wide enough for one
+        draw.rectangle((left, BAR[0], end, BAR[1]), colour)
         label(f"{span.place}", left, right, BAR[0] + 8)
         label("made" if span.done else f"as {span.made_as}", left, right, BAR[0] + 40)
         if span.prompt:
             colour = PROMPTS[prompts.index(span.prompt) % len(PROMPTS)]
-            draw.rectangle((left, STRIP[0], right - 1, STRIP[1]), colour)
+            draw.rectangle((left, STRIP[0], end, STRIP[1]), colour)
             label(span.prompt, left, right, STRIP[0] + 6)
     for second in _ticks(spans[-1].seconds[1]):
         left = MARGIN + (WIDTH - 2 * MARGIN) * second / spans[-1].seconds[1]
