@@ -18,6 +18,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,7 @@ def check(weights: Path, size: str, budget: float, arguments: argparse.Namespace
     from framepack_pack.framepack_core.run_report import read_speed
     from framepack_pack.framepack_core.schedule import section_sigmas
 
+    before = psutil.Process().memory_info().rss
     model = load_transformer(weights, arguments.weight_dtype)
     history, positive = film(model.model.diffusion_model.config, *map(int, size.split("x")))
     taken = take_all_but(budget)
@@ -123,7 +125,8 @@ def check(weights: Path, size: str, budget: float, arguments: argparse.Namespace
     sample_sections(record.watch(model), positive, None, history, sampling, 1)
     measured = record.report(model, positive, sampling)
     held = 0 if taken is None else taken.nbytes
-    totals = {**measured.totals(), "peak_vram": (measured.totals()["peak_vram"] or held) - held}
+    totals = measured.totals()
+    totals |= {"peak_vram": (totals["peak_vram"] or held) - held, "ram": totals["ram"] - before}
     del taken, record
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()

@@ -27,7 +27,7 @@ def as_text(estimate: Estimate, messages: Sequence[Message]) -> str:
         f"sampling: {speed} ({estimate.step_source}){film_time}",
         f"{machine.card}, {where}: {gib(estimate.vram)} while sampling, {gib(estimate.on_card)} of it weights",
         f"streamed at every step: {gib(estimate.streamed)} of weights",
-        f"RAM: {gib(estimate.ram)}, and {gib(estimate.image_bytes)} for the film as IMAGE",
+        f"RAM beside ComfyUI itself: {gib(estimate.ram)}, and {gib(estimate.image_bytes)} for the film as IMAGE",
         *(_span_line(span) for span in estimate.spans),
     ]
     return "\n".join(lines)
