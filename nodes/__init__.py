@@ -5,6 +5,7 @@ from .decode_video import FramePackDecodeVideo
 from .demo_loader import FramePackLoadDemo, register_folders
 from .history import FramePackAppendSection, FramePackApplyHistory, FramePackStartHistory
 from .model_loader import FramePackLoadModel
+from .plan import FramePackPlan
 from .prompts import FramePackSectionPrompts, FramePackSetRange
 from .quantised_saver import FramePackSaveQuantizedModel
 from .sampler import FramePackSampler
@@ -25,6 +26,7 @@ NODES = [
     FramePackStartHistory,
     FramePackApplyHistory,
     FramePackAppendSection,
+    FramePackPlan,
     FramePackUniPC,
     FramePackSigmas,
     FramePackStepSkipping,

@@ -23,6 +23,8 @@ from ..framepack_core.constants import FRAMES_PER_SECOND
 from .decode import decode_inputs, read_options
 from .schema import check_choice, node_schema, widget
 
+REPORT_KEY = "framepack_report"
+
 
 class FramePackDecodeVideo(io.ComfyNode):
     """Frames go from the VAE into the encoder, so memory does not grow with the film."""
@@ -73,6 +75,14 @@ class FramePackDecodeVideo(io.ComfyNode):
                     "detail. Not every player and codec has the last two.",
                 ),
                 widget(io.Audio, "audio", optional=True, tooltip="Sound for the film, cut to its length."),
+                widget(
+                    io.String,
+                    "report",
+                    optional=True,
+                    force_input=True,
+                    tooltip="What the run took, from FramePack Sampler's report_json; kept in the file beside the "
+                    "workflow.",
+                ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             outputs=[
@@ -111,6 +121,7 @@ class FramePackDecodeVideo(io.ComfyNode):
         chunk=0,
         tile_size=0,
         audio=None,
+        report=None,
     ) -> io.NodeOutput:
         problem = cls.validate_inputs(codec, pixel_format)
         if isinstance(problem, str):
@@ -125,7 +136,7 @@ class FramePackDecodeVideo(io.ComfyNode):
         paths = [folder / f"{name}_{counter + number:05}_.mp4" for number in range(films)]
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(open_video(path, frames, height, width, video_format, audio, cls._metadata()))
+                stack.enter_context(open_video(path, frames, height, width, video_format, audio, cls._metadata(report)))
                 for path in paths
             ]
             for piece in stream.pieces:
@@ -137,9 +148,10 @@ class FramePackDecodeVideo(io.ComfyNode):
         return io.NodeOutput([InputImpl.VideoFromFile(str(path)) for path in paths], ui=shown)
 
     @classmethod
-    def _metadata(cls) -> dict[str, str]:
-        """The workflow, under the names that core's Save Video uses."""
-        if args.disable_metadata or cls.hidden is None:
+    def _metadata(cls, report: str | None) -> dict[str, str]:
+        """The workflow, under the names that core's Save Video uses, and the run's report."""
+        if args.disable_metadata:
             return {}
-        entries = {**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt}
-        return {name: json.dumps(value) for name, value in entries.items() if value is not None}
+        entries = {} if cls.hidden is None else {**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt}
+        kept = {name: json.dumps(value) for name, value in entries.items() if value is not None}
+        return {**kept, REPORT_KEY: report} if report else kept

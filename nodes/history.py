@@ -69,8 +69,8 @@ class FramePackStartHistory(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed of the noise of all sections; same seed, same film.",
                 ),
-                _side("width"),
-                _side("height"),
+                side_widget("width"),
+                side_widget("height"),
                 widget(
                     io.Latent,
                     "start_latent",
@@ -182,7 +182,8 @@ class FramePackAppendSection(io.ComfyNode):
         return io.NodeOutput(history, {"samples": film_latents(history)})
 
 
-def _side(name: str):
+def side_widget(name: str):
+    """Width or height of a film."""
     return widget(
         io.Int,
         name,

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..framepack_core.comfy_host.run_record import RunRecord
 from ..framepack_core.comfy_host.section_denoiser import Sampling, check_sampling, sample_sections, unipc_sampler
 from ..framepack_core.history import film_latents
 from ..framepack_core.schedule import section_sigmas
@@ -75,6 +76,12 @@ class FramePackSampler(io.ComfyNode):
             outputs=[
                 History.Output("history_out", display_name="history"),
                 io.Latent.Output("latent", display_name="latent", tooltip="The film so far, in film order."),
+                io.String.Output("report", display_name="report", tooltip="What the run took, to read."),
+                io.String.Output(
+                    "report_json",
+                    display_name="report_json",
+                    tooltip="The same for FramePack Decode to Video and FramePack Plan.",
+                ),
             ],
         )
 
@@ -101,5 +108,7 @@ class FramePackSampler(io.ComfyNode):
             guidance_rescale=guidance_rescale,
         )
         sections = max_sections or len(history.sections)
-        history = sample_sections(model, positive, negative, history, sampling, sections)
-        return io.NodeOutput(history, {"samples": film_latents(history)})
+        record = RunRecord(history)
+        history = sample_sections(record.watch(model), positive, negative, history, sampling, sections)
+        report = record.report(model, positive, sampling)
+        return io.NodeOutput(history, {"samples": film_latents(history)}, report.as_text(), report.as_json())

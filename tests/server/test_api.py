@@ -21,6 +21,7 @@ NODE_IDS = {
     "FramePackNativeDecodeVideo",
     "FramePackNativeLoadDemo",
     "FramePackNativeLoadModel",
+    "FramePackNativePlan",
     "FramePackNativeResolution",
     "FramePackNativeSampler",
     "FramePackNativeSaveQuantizedModel",
