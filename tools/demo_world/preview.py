@@ -1,4 +1,4 @@
-"""Pictures of the demo world for people: a contact sheet, every row a film, every column a moment of it; or one still."""
+"""Pictures of the demo world for people: a contact sheet, every row a film, every column a moment of it, or a still."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ def contact_sheet(scenes: Scenes, frames: list[int], height: int, width: int, ga
 
 
 def still(names: list[str], start: tuple[float, float], seed: int, height: int, width: int) -> Tensor:
-    """The first frame of a film of (colour, shape, background), a start image: uint8 [H, W, 3]; the seed draws variants."""
+    """A start image of (colour, shape, background), uint8 [H, W, 3]; the seed draws the background's variants."""
     colour, shape, background = names
     variant = torch.rand(VARIANTS, generator=torch.Generator().manual_seed(seed)).tolist()
     film = scene(shape, colour, background, ["stays still"], start=start, variant=tuple(variant))
@@ -42,7 +42,9 @@ def main() -> None:
     parser.add_argument(
         "--still", nargs=3, metavar=("COLOUR", "SHAPE", "BACKGROUND"), help="draw a start image and no sheet"
     )
-    parser.add_argument("--at", nargs=2, type=float, default=(0.5, 0.5), help="centre of the still's object: x y, 0 to 1")
+    parser.add_argument(
+        "--at", nargs=2, type=float, default=(0.5, 0.5), help="centre of the still's object: x y, 0 to 1"
+    )
     options = parser.parse_args()
     if options.still:
         picture = still(options.still, tuple(options.at), options.seed, options.height, options.width)
