@@ -115,7 +115,8 @@ PAGES = {
     "demo_text_to_video": Page(
         (Group("Models", 320, ("1",)), PROMPT_GROUP, Group("Sections", 320, ("9",)), VIDEO_GROUP),
         "**Text to video, nothing to download.** The prompt alone says what there is to see: size, colour, shape, "
-        "motion and place, in every section." + DEMO_WORDS,
+        "motion and place, in every section. The small model that comes with the pack is weak at this: in the "
+        "film that was looked at, the motions were right and the object was not." + DEMO_WORDS,
     ),
     "hand_wired_sections": Page(
         (
