@@ -1,15 +1,19 @@
-"""Load FramePack Demo: a small complete checkpoint -> MODEL, CLIP, VAE, CLIP_VISION."""
+"""Load FramePack Demo: a small complete checkpoint -> MODEL, CLIP, VAE, CLIP_VISION, and a picture to start from."""
 
 from pathlib import Path
 
 import folder_paths
+import numpy
+import torch
 from comfy_api.latest import io
+from PIL import Image
 
 from ..framepack_core.comfy_host.checkpoint_set import load_checkpoint_set
 from .schema import check_choice, node_schema, widget
 
 FOLDER = "framepack_demo"
 SHIPPED, SHIPPED_FOLDER = "shipped", Path(__file__).resolve().parents[1] / "demo_checkpoint"
+START_IMAGE = Path(__file__).resolve().parents[1] / "docs" / "start.png"
 TRANSFORMER = "transformer.safetensors"
 NONE_FOUND = "none found in models/framepack_demo"
 
@@ -22,7 +26,7 @@ class FramePackLoadDemo(io.ComfyNode):
         return node_schema(
             node_id="FramePackNativeLoadDemo",
             display_name="Load FramePack Demo",
-            description="Loads a small checkpoint set (transformer, encoders, VAE) from one folder.",
+            description="Loads a small checkpoint set (transformer, encoders, VAE) from one folder, and a start image.",
             search_aliases=["framepack demo", "tiny framepack"],
             inputs=[
                 widget(
@@ -39,6 +43,9 @@ class FramePackLoadDemo(io.ComfyNode):
                 io.Clip.Output("clip", display_name="clip"),
                 io.Vae.Output("vae", display_name="vae"),
                 io.ClipVision.Output("clip_vision", display_name="clip_vision"),
+                io.Image.Output(
+                    "start_image", display_name="start_image", tooltip="A picture that the shipped set can animate."
+                ),
             ],
         )
 
@@ -46,7 +53,13 @@ class FramePackLoadDemo(io.ComfyNode):
     def execute(cls, checkpoint: str) -> io.NodeOutput:
         sets = checkpoint_sets()
         check_choice("checkpoint", checkpoint, sets)
-        return io.NodeOutput(*load_checkpoint_set(sets[checkpoint]))
+        return io.NodeOutput(*load_checkpoint_set(sets[checkpoint]), read_start_image())
+
+
+def read_start_image() -> torch.Tensor:
+    """The pack's own start image [1, 128, 128, 3], 0..1, so that templates need no file in the input folder."""
+    with Image.open(START_IMAGE) as picture:
+        return torch.from_numpy(numpy.array(picture.convert("RGB"), dtype=numpy.float32) / 255)[None]
 
 
 def checkpoint_sets() -> dict[str, Path]:

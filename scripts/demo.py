@@ -1,13 +1,12 @@
 """Makes a film with this pack on a ComfyUI that it sets up itself: `python3 scripts/demo.py`.
 
-No model has to be downloaded: the film comes from a tiny checkpoint set, so that it shows in a minute, also on a CPU,
-that everything works - set-up, server, nodes, sections, decoding, the MP4 file.
+No model has to be downloaded: the film comes from the small trained set in `demo_checkpoint`, through the workflows
+`example_workflows/api/demo_*.json`, in a minute, also on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -18,12 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts import workflow
 from scripts.host_setup import ROOT, SetupError, prepare, run_to_end
 
-WORKFLOWS = {"backward": "image_to_video", "forward": "forward", "text": "text_to_video"}
+WORKFLOWS = {"backward": "demo_image_to_video", "forward": "demo_forward", "text": "demo_text_to_video"}
 BASE = ROOT / ".host" / "demo"
-CHECKPOINT = "tiny"
-CHECKPOINT_FILES = ("transformer", "vae", "clip_l", "llama", "clip_vision")
-START_IMAGE = ROOT / "docs" / "start.png"
-SIZE = 128  # pixels; what the tiny checkpoint is made for
 BAR_WIDTH = 30
 
 
@@ -45,10 +40,11 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=Path, help="start image (default: one that the demo brings or draws)")
-    parser.add_argument("--prompt", default="a red ball bounces on a green meadow", help="one prompt for the film")
+    parser.add_argument("--image", type=Path, help="start image (default: docs/start.png)")
+    parser.add_argument("--prompt", help="one prompt for the film (default: one for each of three sections)")
     parser.add_argument("--prompts", type=Path, help="text file with section prompts, such as [0s-2s: ...]")
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of the film (default 5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of the film (default 4, three sections)")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each section (default 12)")
     parser.add_argument("--mode", choices=WORKFLOWS, default="backward", help="order of sections, or no start image")
     parser.add_argument("--out", type=Path, default=Path("framepack_demo.mp4"), help="file to write; never overwritten")
     parser.add_argument("--host", type=Path, help="folder of the ComfyUI to use (default: the pinned one)")
@@ -57,8 +53,12 @@ def _arguments() -> argparse.Namespace:
     for file in (arguments.image, arguments.prompts):
         if file and not file.is_file():
             parser.exit(1, f"{file} does not exist.\n")
+    if arguments.image and arguments.mode == "text":
+        parser.exit(1, "--image has no place in a film of --mode text; leave one of them out.\n")
     if arguments.seconds <= 0:
         parser.exit(1, "--seconds must be above 0.\n")
+    if arguments.steps < 1:
+        parser.exit(1, "--steps must be at least 1.\n")
     return arguments
 
 
@@ -70,16 +70,13 @@ def _film(arguments: argparse.Namespace) -> int:
     from scripts.client import NodeError, ServerError
     from scripts.server import ComfyServer
 
-    folder = BASE / "models" / "framepack_demo" / CHECKPOINT
-    _make_checkpoint(folder)
     # Apple's GPU needs no flag either; without any GPU the server stops at its start unless it is told.
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     begun = time.monotonic()
     try:
         _say(f"Starting ComfyUI {'on the CPU' if cpu else 'on the GPU'}")
         with ComfyServer(Path(sys.executable), arguments.ready, ROOT, base=BASE, cpu=cpu) as server:
-            start = None if arguments.mode == "text" else server.upload_image(arguments.image or _start_image())
-            prompt = _prompt(arguments, start)
+            prompt = _prompt(arguments, server.upload_image(arguments.image) if arguments.image else None)
             prompt_id = server.queue(prompt)
             sampling = time.monotonic()
             _show_progress(server.events(prompt_id), prompt)
@@ -103,44 +100,18 @@ def _film(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _make_checkpoint(folder: Path) -> None:
-    if not all((folder / f"{name}.safetensors").is_file() for name in CHECKPOINT_FILES):
-        _say("Writing the tiny checkpoint set")
-        script = ROOT / "scripts" / "make_tiny_checkpoint.py"
-        command = [sys.executable, str(script), "--out", str(folder)]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode != 0:
-            raise SetupError(f"The tiny checkpoint set could not be written to {folder}, see the lines above.")
-
-
 def _prompt(arguments: argparse.Namespace, start_image: str | None) -> workflow.Prompt:
-    """The example workflow of the mode, on the tiny checkpoint and with what the command line says."""
+    """The example workflow of the mode with what the command line says; start_image: an uploaded file's name."""
+    prompt = workflow.read(ROOT / "example_workflows" / "api" / f"{WORKFLOWS[arguments.mode]}.json")
     text = arguments.prompts.read_text(encoding="utf-8") if arguments.prompts else arguments.prompt
-    name = WORKFLOWS[arguments.mode]
-    prompt = workflow.read(ROOT / "example_workflows" / "api" / f"{name}.json")
-    prompt = workflow.with_demo_loader(prompt, CHECKPOINT)
-    prompt = workflow.set_inputs(prompt, "FramePackNativeSectionPrompts", prompts=text)
-    history = {"total_second_length": arguments.seconds, "width": SIZE, "height": SIZE}
-    prompt = workflow.set_inputs(prompt, "FramePackNativeStartHistory", **history)
+    if text:
+        prompt = workflow.set_inputs(prompt, "FramePackNativeSectionPrompts", prompts=text)
+    prompt = workflow.set_inputs(prompt, "FramePackNativeStartHistory", total_second_length=arguments.seconds)
+    prompt = workflow.set_inputs(prompt, "FramePackNativeSampler", steps=arguments.steps)
     if start_image:
-        prompt = workflow.set_inputs(prompt, "LoadImage", image=start_image)
-        prompt = workflow.set_inputs(prompt, "FramePackNativeStartImage", resolution=SIZE)
+        prompt["image"] = {"class_type": "LoadImage", "inputs": {"image": start_image}}
+        prompt = workflow.set_inputs(prompt, "FramePackNativeStartImage", image=["image", 0])
     return prompt
-
-
-def _start_image() -> Path:
-    """The picture that the pack ships, or else a ball on a meadow."""
-    if START_IMAGE.is_file():
-        return START_IMAGE
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("RGB", (4 * SIZE, 4 * SIZE), (150, 200, 240))
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 300, 4 * SIZE, 4 * SIZE), fill=(90, 160, 70))
-    draw.ellipse((176, 200, 336, 360), fill=(200, 40, 40), outline=(90, 10, 10), width=8)
-    draw.ellipse((216, 232, 256, 272), fill=(255, 180, 170))
-    path = BASE / "start.png"
-    picture.resize((SIZE, SIZE)).save(path)
-    return path
 
 
 def _show_progress(events: Iterable[Any], prompt: workflow.Prompt) -> None:

@@ -74,6 +74,17 @@ FROM_IMAGE = (
     Group("Sections", 320, ("9",)),
     VIDEO_GROUP,
 )
+DEMO_FROM_IMAGE = (
+    Group("Model and start image", 320, ("1", "6")),
+    PROMPT_GROUP,
+    Group("Sections", 320, ("9",)),
+    VIDEO_GROUP,
+)
+DEMO_WORDS = (
+    "\n\nIt draws one ball, square, triangle, star or heart in 128x128 pixels, which moves left, right, up or down, "
+    "stays still, spins, grows, shrinks or bounces. Words that it does not know are left out, and the log lists those "
+    "that it knows. To start from another picture of that world, connect *Load Image*."
+)
 PAGES = {
     "image_to_video": Page(
         FROM_IMAGE,
@@ -90,6 +101,22 @@ PAGES = {
         (Group("Models", 400, ("1", "2", "3")), PROMPT_GROUP, Group("Sections", 320, ("9",)), VIDEO_GROUP),
         "**Text to video.** Without a start image the prompt alone says what there is to see. The checkpoint was not "
         "trained for this, so an image usually gives a better film.",
+    ),
+    "demo_image_to_video": Page(
+        DEMO_FROM_IMAGE,
+        "**Image to video, nothing to download.** *Load FramePack Demo* brings a small model that comes with the pack, "
+        "and a start image. The three lines of the prompt are three sections; change them." + DEMO_WORDS,
+    ),
+    "demo_forward": Page(
+        DEMO_FROM_IMAGE,
+        "**FramePack F1, nothing to download.** The same film made from its start to its end. The small model that "
+        "comes with the pack does both directions." + DEMO_WORDS,
+    ),
+    "demo_text_to_video": Page(
+        (Group("Models", 320, ("1",)), PROMPT_GROUP, Group("Sections", 320, ("9",)), VIDEO_GROUP),
+        "**Text to video, nothing to download.** The prompt alone says what there is to see: size, colour, shape, "
+        "motion and place, in every section. The small model that comes with the pack is weak at this: in the "
+        "film that was looked at, the motions were right and the object was not." + DEMO_WORDS,
     ),
     "hand_wired_sections": Page(
         (
@@ -242,7 +269,7 @@ def _notes(page: Page, prompt: workflow.Prompt, first_id: int) -> list[dict[str,
     about = ("About this workflow", page.note, 80 + 24 * (len(page.note) // 50 + page.note.count("\n")))
     files = ("Model files", "\n".join(lines), 60 + 48 * len(lines))
     notes, top = [], GROUP_TITLE
-    for number, (title, text, height) in enumerate((about, files)):
+    for number, (title, text, height) in enumerate((about, files) if lines else (about,)):
         notes.append(
             {
                 "id": first_id + number,

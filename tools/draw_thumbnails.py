@@ -37,6 +37,9 @@ THUMBNAILS = {
     "image_to_video": Thumbnail("FramePack: image to video", (4, 3, 2, 1), "image"),
     "forward": Thumbnail("FramePack F1: image to video", (1, 2, 3, 4), "image"),
     "text_to_video": Thumbnail("FramePack: text to video", (4, 3, 2, 1), "text"),
+    "demo_image_to_video": Thumbnail("FramePack demo: image to video", (3, 2, 1), "image"),
+    "demo_forward": Thumbnail("FramePack demo: F1", (1, 2, 3), "image"),
+    "demo_text_to_video": Thumbnail("FramePack demo: text to video", (3, 2, 1), "text"),
     "hand_wired_sections": Thumbnail("FramePack: sections wired by hand", (2, 1), "image", wired=True),
 }
 

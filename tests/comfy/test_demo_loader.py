@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import folder_paths
 import pytest
+import torch
 from framepack_pack.framepack_core.comfy_host.checkpoint_set import CheckpointSet
 from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 from framepack_pack.framepack_core.model.config import ANY_DIRECTION, metadata_of
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from framepack_pack.framepack_core.tiny_checkpoint import tiny_transformer_config
 from framepack_pack.nodes import demo_loader
+from framepack_pack.tools.demo_world.preview import still
+from framepack_pack.tools.demo_world.sampling import held_out
+from framepack_pack.tools.demo_world.scene import scene
 from safetensors.torch import save_file
 from sampler_run import sample
 
@@ -64,9 +68,19 @@ def test_the_shipped_set_is_first_and_others_follow(sets):
 
 def test_the_shipped_set_loads(sets, tiny_folder, monkeypatch):
     monkeypatch.setattr(demo_loader, "SHIPPED_FOLDER", tiny_folder)
-    loaded = CheckpointSet(*demo_loader.FramePackLoadDemo.execute("shipped").args)
+    *parts, start_image = demo_loader.FramePackLoadDemo.execute("shipped").args
+    loaded = CheckpointSet(*parts)
+    assert start_image.shape == (1, 128, 128, 3)
+    assert 0 <= start_image.min() < 0.2 < 0.8 < start_image.max() <= 1
     assert loaded.model.model.diffusion_model.config == tiny_transformer_config()
     assert loaded.vae.latent_channels == 16
+
+
+def test_the_start_image_is_one_that_training_never_showed():
+    heart = scene("heart", "pink", "meadow", ["spins"])
+    assert held_out(heart).item()
+    drawn = still(["pink", "heart", "meadow"], (0.4, 0.6), 6, 128, 128)
+    assert torch.equal((demo_loader.read_start_image()[0] * 255).round().to(torch.uint8), drawn)
 
 
 def test_a_transformer_for_both_directions_is_one_whatever_its_folder(tmp_path, positive, new_film):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import av
+import numpy
 import pytest
 from framepack_pack.scripts import workflow
 from framepack_pack.scripts.host_setup import PINNED_VERSION
 from framepack_pack.scripts.server import PACK_NAME
 from framepack_pack.tools import build_workflows
+from PIL import Image
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "example_workflows"
 TEMPLATES = sorted(EXAMPLES.glob("*.json"))
 FRONTEND_ONLY = {"MarkdownNote", "Note"}
+
+DEMOS = [path.stem for path in TEMPLATES if path.stem.startswith("demo_")]
 
 by_template = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 
@@ -70,7 +77,24 @@ def test_template_says_where_its_model_files_are(path):
     files = {value for node in template["nodes"] for value in node["widgets_values"] if _is_model(value)}
     described = {model["name"] for node in template["nodes"] for model in node["properties"].get("models", ())}
     assert files == described
-    assert files
+    assert bool(files) != (path.stem in DEMOS)
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_demo_template_runs_with_what_the_pack_brings(server, name):
+    """As it is, but for its length: no file was put anywhere for it."""
+    prompt = workflow.read(EXAMPLES / "api" / f"{name}.json")
+    prompt = workflow.set_inputs(prompt, "FramePackNativeStartHistory", total_second_length=1.0)
+    prompt = workflow.set_inputs(prompt, "FramePackNativeSectionPrompts", prompts="a big pink heart spins on a meadow")
+    prompt = workflow.set_inputs(prompt, "FramePackNativeSampler", steps=4)
+    assert not workflow.node_ids(prompt, "LoadImage")
+    (file,) = server.run(prompt)
+    with av.open(io.BytesIO(server.view(file))) as container:
+        frames = numpy.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert frames.shape == (33 if "text" in name else 37, 128, 128, 3)
+    if "text" not in name:
+        own = numpy.asarray(Image.open(ROOT / "docs" / "start.png").convert("RGB"))
+        assert numpy.abs(frames[0].astype(int) - own).mean() < 8, "the film begins with the pack's start image"
 
 
 def _is_model(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""A contact sheet of the demo world for people: every row a film, every column a moment of it."""
+"""Pictures of the demo world for people: a contact sheet, every row a film, every column a moment of it, or a still."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from .captions import captions
 from .render import render
 from .sampling import random_scenes
-from .scene import SECTION_FRAMES, Scenes
+from .scene import SECTION_FRAMES, VARIANTS, Scenes, scene
 
 
 def contact_sheet(scenes: Scenes, frames: list[int], height: int, width: int, gap: int = 4) -> Tensor:
@@ -21,8 +21,16 @@ def contact_sheet(scenes: Scenes, frames: list[int], height: int, width: int, ga
     return (sheet.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def still(names: list[str], start: tuple[float, float], seed: int, height: int, width: int) -> Tensor:
+    """A start image of (colour, shape, background), uint8 [H, W, 3]; the seed draws the background's variants."""
+    colour, shape, background = names
+    variant = torch.rand(VARIANTS, generator=torch.Generator().manual_seed(seed)).tolist()
+    film = scene(shape, colour, background, ["stays still"], start=start, variant=tuple(variant))
+    return contact_sheet(film, [0], height, width, gap=0)
+
+
 def main() -> None:
-    """Draws random films and prints what they show."""
+    """Draws random films and prints what they show, or draws one start image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="PNG file")
     parser.add_argument("--films", type=int, default=8)
@@ -31,7 +39,17 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--still", nargs=3, metavar=("COLOUR", "SHAPE", "BACKGROUND"), help="draw a start image and no sheet"
+    )
+    parser.add_argument(
+        "--at", nargs=2, type=float, default=(0.5, 0.5), help="centre of the still's object: x y, 0 to 1"
+    )
     options = parser.parse_args()
+    if options.still:
+        picture = still(options.still, tuple(options.at), options.seed, options.height, options.width)
+        Image.fromarray(picture.numpy()).save(options.output, optimize=True)
+        return
     generator = torch.Generator().manual_seed(options.seed)
     scenes = random_scenes(options.films, options.sections, generator)
     for section in range(options.sections):
