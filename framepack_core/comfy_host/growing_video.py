@@ -6,7 +6,6 @@ one comes, the packets of all are copied into a new file, without encoding, and 
 
 import io
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,10 +64,10 @@ class GrowingVideo:
         try:
             self._copy_packets(unfinished)
             try:
-                os.replace(unfinished, self.path)
+                unfinished.replace(self.path)
             except PermissionError:  # Windows, while a player has it open
                 held, self.path = self.path, _reserve(self.path)
-                os.replace(unfinished, self.path)
+                unfinished.replace(self.path)
                 logger.info("FramePack: %s is open elsewhere; the film goes on in %s", held, self.path)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -76,20 +75,19 @@ class GrowingVideo:
     def _copy_packets(self, path: Path) -> None:
         with av.open(str(path), "w", format="mp4", options={"movflags": "use_metadata_tags"}) as film:
             film.metadata.update(self._metadata)
-            stream, done, copied = None, 0, 0
+            stream, copied = None, 0
             for piece in self._pieces:
                 with av.open(io.BytesIO(piece)) as source:
-                    given = source.streams.video[0]
+                    given, first = source.streams.video[0], copied
                     stream = stream or film.add_stream_from_template(given)
                     for packet in source.demux(given):
                         if packet.pts is None:  # the last one is empty
                             continue
-                        packet.pts += done
+                        packet.pts += first * packet.duration  # not the piece's duration, which is rounded to ms
                         packet.dts = (copied - REORDERED) * packet.duration
                         packet.stream = stream
                         film.mux(packet)
                         copied += 1
-                    done += given.duration
 
 
 def _reserve(path: Path) -> Path:
