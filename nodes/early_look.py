@@ -31,8 +31,8 @@ def look_inputs() -> list:
             default=OFF,
             optional=True,
             tooltip="Looks at every section once it is made, which needs vae. preview: three pictures of it on "
-            "this node. file: also a video of the film so far in ComfyUI's output folder, whole after every section, so "
-            "that a cancelled run leaves a film.",
+            "this node. file: also a video of the film so far in ComfyUI's output folder, whole after every section; "
+            "a cancelled run leaves a film.",
         ),
         widget(
             io.String,

@@ -47,7 +47,7 @@ class EarlyLook:
         self._film = GrowingFilm(self._decode, CHUNK)
         self._newest: History | None = None
         self._job: Future | None = None
-        self._over = False
+        self.over = False  # after a failure
 
     @contextmanager
     def during(self, history: History, sections: int) -> Iterator[Callable[[History], None]]:
@@ -57,7 +57,7 @@ class EarlyLook:
         def on_section(newest: History) -> None:
             self._newest = newest
             self._look()
-            if not self._over:
+            if not self.over:
                 bar.update_absolute(newest.draws - history.draws, sections, ("JPEG", self.strip, None))
 
         with ThreadPoolExecutor(1, "framepack_early_look") as self._writer:
@@ -85,7 +85,7 @@ class EarlyLook:
         return kind, both, None
 
     def _look(self) -> None:
-        if self._over or self._newest is None:
+        if self.over or self._newest is None:
             return
         begun = time.perf_counter()
         try:
@@ -135,9 +135,9 @@ class EarlyLook:
         return self._decoder(latents)
 
     def _end(self, error: Exception) -> None:
-        if not self._over:
+        if not self.over:
             logger.warning("FramePack: the early look has ended (%s); sampling goes on without it.", error)
-        self._over = True
+        self.over = True
 
 
 def check_look(look: str, vae: Any) -> None:

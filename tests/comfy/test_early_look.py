@@ -78,13 +78,13 @@ def assert_is_the_film(path, tiny, history):
     assert float((got - images).abs().mean(dim=(1, 2, 3)).max()) < 0.02
 
 
-def cancel_at(monkeypatch, step):
-    """The user cancels after this many steps of the run."""
+def cancel_at(monkeypatch, updates):
+    """The user cancels after this many updates of the bar, which are steps and looks."""
     steps = []
 
     def count(bar, value, total=None, preview=None):
         steps.append(value)
-        if len(steps) == step:
+        if len(steps) == updates:
             comfy.model_management.interrupt_current_processing()
 
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", count)
@@ -126,11 +126,12 @@ def test_the_file_is_the_film_so_far_after_every_section(tiny, positive, film, o
 
 
 @KINDS
-@pytest.mark.parametrize("step", [STEPS + 1, 2 * STEPS + 1])
-def test_after_a_cancel_the_file_has_all_finished_sections(tiny, positive, film, output, fine, monkeypatch, kind, step):
-    sections = step // STEPS
+@pytest.mark.parametrize(("sections", "updates"), [(1, STEPS + 2), (2, 2 * STEPS + 3)])
+def test_after_a_cancel_the_file_has_all_finished_sections(
+    tiny, positive, film, output, fine, monkeypatch, kind, sections, updates
+):
     with monkeypatch.context() as patch:
-        cancel_at(patch, step)
+        cancel_at(patch, updates)
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             sample(tiny, positive, film(kind), vae=tiny.vae, early_look="file")
     history, _ = sample(tiny, positive, film(kind), max_sections=sections)
@@ -155,7 +156,7 @@ def test_a_cancel_while_it_decodes_ends_the_run_and_loses_no_section(tiny, posit
 
 
 def test_without_a_finished_section_there_is_no_file(tiny, positive, film, output, monkeypatch):
-    cancel_at(monkeypatch, 2)
+    cancel_at(monkeypatch, 1)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(tiny, positive, film("forward"), vae=tiny.vae, early_look="file")
     assert not files(output)
