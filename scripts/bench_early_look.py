@@ -142,7 +142,7 @@ class Bench:
 
 
 def write_transformer(path: Path, config: Any, device: str) -> None:
-    """Random weights in bf16 that keep activations finite: norms about one, layers divided by the root of their inputs."""
+    """Random bf16 weights that keep activations finite: norms about one, layers over the root of their inputs."""
     from framepack_pack.framepack_core.model.config import metadata_of
     from framepack_pack.framepack_core.model.transformer import FramePackTransformer
     from safetensors.torch import save_file
