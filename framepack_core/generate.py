@@ -22,11 +22,18 @@ def run_section(history: History, denoise: Denoise) -> History:
     return append_section(history, latents)
 
 
-def generate(history: History, denoise: Denoise, max_sections: int | None = None) -> History:
-    """Make the sections that are missing, or at most max_sections of them."""
+def generate(
+    history: History,
+    denoise: Denoise,
+    max_sections: int | None = None,
+    on_section: Callable[[History], None] | None = None,
+) -> History:
+    """Make the sections that are missing, or at most max_sections of them; on_section gets the history after each."""
     missing = len(history.sections) - history.draws
     for _ in islice(repeat(None), missing if max_sections is None else min(max_sections, missing)):
         history = run_section(history, denoise)
+        if on_section:
+            on_section(history)
     return history
 
 

@@ -1,11 +1,9 @@
 """FramePack Decode to Video: a film to a video file, without holding its frames."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
 import folder_paths
-from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 
 from ..framepack_core.comfy_host.film_decoding import SECTIONS, stream_frames
@@ -21,9 +19,8 @@ from ..framepack_core.comfy_host.video_file import (
 )
 from ..framepack_core.constants import FRAMES_PER_SECOND
 from .decode import decode_inputs, read_options
+from .file_metadata import workflow_metadata
 from .schema import check_choice, node_schema, widget
-
-REPORT_KEY = "framepack_report"
 
 
 class FramePackDecodeVideo(io.ComfyNode):
@@ -134,9 +131,10 @@ class FramePackDecodeVideo(io.ComfyNode):
         folder = Path(folder_paths.get_temp_directory())
         _, name, counter, _, _ = folder_paths.get_save_image_path("framepack", str(folder))
         paths = [folder / f"{name}_{counter + number:05}_.mp4" for number in range(films)]
+        metadata = workflow_metadata(cls.hidden, report)
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(open_video(path, frames, height, width, video_format, audio, cls._metadata(report)))
+                stack.enter_context(open_video(path, frames, height, width, video_format, audio, metadata))
                 for path in paths
             ]
             for piece in stream.pieces:
@@ -146,12 +144,3 @@ class FramePackDecodeVideo(io.ComfyNode):
                 del piece  # or it would stay in memory while the next one is decoded
         shown = ui.PreviewVideo([ui.SavedResult(path.name, "", io.FolderType.temp) for path in paths])
         return io.NodeOutput([InputImpl.VideoFromFile(str(path)) for path in paths], ui=shown)
-
-    @classmethod
-    def _metadata(cls, report: str | None) -> dict[str, str]:
-        """The workflow, under the names that core's Save Video uses, and the run's report."""
-        if args.disable_metadata:
-            return {}
-        entries = {} if cls.hidden is None else {**(cls.hidden.extra_pnginfo or {}), "prompt": cls.hidden.prompt}
-        kept = {name: json.dumps(value) for name, value in entries.items() if value is not None}
-        return {**kept, REPORT_KEY: report} if report else kept

@@ -2,10 +2,13 @@
 
 from comfy_api.latest import io
 
+from ..framepack_core.comfy_host.early_look import OFF
 from ..framepack_core.comfy_host.run_record import RunRecord
 from ..framepack_core.comfy_host.section_denoiser import Sampling, check_sampling, sample_sections, unipc_sampler
 from ..framepack_core.history import film_latents
 from ..framepack_core.schedule import section_sigmas
+from .early_look import PREFIX, look_inputs, look_path, make_look, show_look
+from .file_metadata import workflow_metadata
 from .sampling_parts import shift_widget, steps_widget
 from .schema import History, node_schema, widget
 
@@ -72,7 +75,9 @@ class FramePackSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="Stop after this many sections; connect history to another sampler to go on. 0 makes all.",
                 ),
+                *look_inputs(),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             outputs=[
                 History.Output("history_out", display_name="history"),
                 io.Latent.Output("latent", display_name="latent", tooltip="The film so far, in film order."),
@@ -84,6 +89,15 @@ class FramePackSampler(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, early_look=OFF, filename_prefix=PREFIX) -> bool | str:
+        """A folder that cannot be written is said before other nodes have run."""
+        try:
+            look_path(early_look, filename_prefix)
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(
@@ -99,6 +113,9 @@ class FramePackSampler(io.ComfyNode):
         negative=None,
         sampler=None,
         sigmas=None,
+        vae=None,
+        early_look=OFF,
+        filename_prefix=PREFIX,
     ) -> io.NodeOutput:
         check_sampling(model, positive, negative, history, cfg, guidance_rescale)
         sampling = Sampling(
@@ -109,6 +126,8 @@ class FramePackSampler(io.ComfyNode):
         )
         sections = max_sections or len(history.sections)
         record = RunRecord(history)
-        history = sample_sections(record.watch(model), positive, negative, history, sampling, sections)
+        look = make_look(early_look, vae, filename_prefix, history.shape[0], workflow_metadata(cls.hidden))
+        history = sample_sections(record.watch(model), positive, negative, history, sampling, sections, look)
         report = record.report(model, positive, sampling)
-        return io.NodeOutput(history, {"samples": film_latents(history)}, report.as_text(), report.as_json())
+        latent = {"samples": film_latents(history)}
+        return io.NodeOutput(history, latent, report.as_text(), report.as_json(), ui=show_look(look))

@@ -1,6 +1,7 @@
 """The host's samplers as the `denoise` of the section loop, with progress, previews and interrupts."""
 
 import logging
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -19,6 +20,7 @@ from ..schedule import section_noise
 from ..section_plan import Section
 from ..unipc import Solver, sample_flow_unipc
 from .conditioning import Conditioning, check_conditioning, check_model, section_conditioning
+from .early_look import EarlyLook
 from .step_sources import STEP_KEY, TABLE_KEY
 
 logger = logging.getLogger(__name__)
@@ -99,6 +101,7 @@ def sample_sections(
     history: History,
     sampling: Sampling,
     sections: int,
+    look: EarlyLook | None = None,
 ) -> History:
     """The history with up to `sections` more, and the memory of sampling given back however it ends."""
     sections = min(sections, len(history.sections) - history.draws)
@@ -111,7 +114,9 @@ def sample_sections(
         len(sampling.sigmas) - 1,
     )
     try:
-        return generate(history, host_denoise(model, positive, negative, history, sampling, sections), sections)
+        with look.during(history, sections) if look else nullcontext() as on_section:
+            denoise = host_denoise(model, positive, negative, history, sampling, sections, look)
+            return generate(history, denoise, sections, on_section)
     finally:
         comfy.model_management.soft_empty_cache()
 
@@ -123,13 +128,14 @@ def host_denoise(
     history: History,
     sampling: Sampling,
     sections: int,
+    look: EarlyLook | None = None,
 ) -> Denoise:
     """The callable for framepack_core.generate: one guider run of the host per section.
 
     Each section is a sample() call of its own, so that caches of model patches start afresh.
     """
     steps = len(sampling.sigmas) - 1
-    progress = _Progress(model, history, steps, sections * steps)
+    progress = _Progress(model, history, steps, sections * steps, look)
     table = StepTable()
     if _rescales(sampling.cfg, sampling.guidance_rescale):
         model = model.clone()
@@ -169,7 +175,8 @@ def _rescales(cfg: float, guidance_rescale: float) -> bool:
 class _Progress:
     """One bar over all sections and steps, with the section in the making as preview."""
 
-    def __init__(self, model: Any, history: History, steps: int, total: int) -> None:
+    def __init__(self, model: Any, history: History, steps: int, total: int, look: EarlyLook | None) -> None:
+        self.look = look
         self.first = history.draws
         self.steps = steps
         self.bar = comfy.utils.ProgressBar(total)
@@ -185,6 +192,8 @@ class _Progress:
             preview = None
             if self.previewer:
                 preview = self.previewer.decode_latent_to_preview_image("JPEG", film_strip(denoised))
+            if preview and self.look:
+                preview = self.look.above(preview)
             self.bar.update_absolute(done + step + 1, self.total, preview)
 
         return after_step

@@ -50,16 +50,17 @@ class VaeDecoder:
     is called instead is what it calls: load_models_gpu, the model's decode, process_output.
     """
 
-    def __init__(self, vae: Any, shape: tuple[int, ...], chunk: int = 0, tile: int = 0) -> None:
+    def __init__(self, vae: Any, shape: tuple[int, ...], chunk: int = 0, tile: int = 0, beside: bool = False) -> None:
         """shape: of the longest stretch, [B, 16, T, h, w]. chunk, tile: in latents; 0: as memory allows, no tiles.
 
-        Frees device memory for the VAE, by the host's rules, to see what fits.
+        Frees device memory for the VAE, by the host's rules, to see what fits; beside: only what the lowest rung on the
+        device needs, so that a model that is in use next can stay where it is.
         """
         self.vae = vae
         self.shape = shape
         self.rungs = ladder(min(chunk or shape[2], shape[2]), shape[3], shape[4], tile)
         if not chunk:
-            self._start_where_it_fits()
+            self._start_where_it_fits(beside)
 
     @property
     def chunk(self) -> int:
@@ -131,9 +132,9 @@ class VaeDecoder:
         host.load_models_gpu([vae.patcher], memory_required=need, force_full_load=vae.disable_offload)
         return vae.device
 
-    def _start_where_it_fits(self) -> None:
+    def _start_where_it_fits(self, beside: bool) -> None:
         """Drops rungs that are estimated not to fit; what is estimated to need the CPU is tried on the device."""
-        device = self._load(self.rungs[0])
+        device = self._load(self.rungs[-2 if beside else 0])
         free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
         on_device = [rung for rung in self.rungs if not rung.on_cpu]
         first = next((rung for rung in on_device if self._need(rung) <= free), on_device[-1])

@@ -69,16 +69,15 @@ def check_format(video_format: VideoFormat) -> None:
         )
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ValueError when no file can be made in the folder."""
+def check_folder(folder: Path, kind: str = "temporary", option: str = "--temp-directory") -> None:
+    """Raises ValueError when no file can be made in the folder; option: of ComfyUI, for another one of the kind."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(
-            f"ComfyUI's temporary folder {folder} cannot be written ({error.strerror}); give another one with "
-            "--temp-directory."
+            f"ComfyUI's {kind} folder {folder} cannot be written ({error.strerror}); give another one with {option}."
         ) from None
 
 

@@ -178,6 +178,24 @@ def test_chunks_are_as_large_as_memory_allows(tiny, monkeypatch, latents, expect
     assert bool(decoder.rungs[0].tile) == (latents < 3)
 
 
+def test_beside_other_models_only_the_least_is_freed(tiny, monkeypatch):
+    """Else the transformer would be moved out and in again for every early look."""
+    asked, load = [], comfy.model_management.load_models_gpu
+
+    def note(models, memory_required=0, **others):
+        asked.append(memory_required)
+        load(models, memory_required=memory_required, **others)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", note)
+    free = comfy.model_management.minimum_inference_memory()
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: free)
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_, **__: 2**50)
+    whole, beside = VaeDecoder(tiny.vae, (1, 16, 5, 48, 80)), VaeDecoder(tiny.vae, (1, 16, 5, 48, 80), beside=True)
+    assert asked[0] == whole._need(Rung(5))
+    assert asked[1] == beside._need(Rung(5, 16)) < asked[0] / 10
+    assert whole.rungs == beside.rungs
+
+
 def test_interrupt_ends_between_two_calls_of_the_vae(tiny, film):
     stream = stream_frames(tiny.vae, film("forward"))
     next(stream.pieces)
