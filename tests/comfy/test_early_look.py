@@ -232,17 +232,19 @@ def test_pictures_of_a_section_are_shown_until_the_next(tiny, positive, film, ou
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *given, **_: shown.append(given[:3]))
     monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: StripPreviewer() if previews else None)
     sample(tiny, positive, film("backward", 2), vae=tiny.vae, early_look=look)
-    shown = [entry for entry in shown if entry[1] in (2, 2 * STEPS)]  # the VAE's own bars are others
-    assert [value / total for value, total, _ in shown] == [*[1 / 4, 2 / 4, 1 / 2, 3 / 4, 4 / 4, 2 / 2]]
-    images = [preview and preview[1] for _, _, preview in shown]
-    assert images[2].size == images[5].size == (3 * 64, 64)
-    assert images[2].tobytes() != images[5].tobytes()
+    shown = [(value / total, preview[1]) for value, total, preview in shown if preview]
+    images = [image for _, image in shown]
+    looks = [2, 5] if previews else [0, 1]
+    first, second = (images[place] for place in looks)
+    assert first.size == second.size == (3 * 64, 64)
+    assert first.tobytes() != second.tobytes()
     if not previews:
-        assert [place for place, image in enumerate(images) if image] == [2, 5]
+        assert [share for share, _ in shown] == [1 / 2, 1]
         return
+    assert [share for share, _ in shown] == [1 / 4, 2 / 4, 1 / 2, 3 / 4, 4 / 4, 1]
     assert images[0].size == (30, 10)
     assert all(image.size == (3 * 64, 64 + 64) for image in images[3:5])
-    assert images[3].crop((0, 0, 3 * 64, 64)).tobytes() == images[2].tobytes()
+    assert images[3].crop((0, 0, 3 * 64, 64)).tobytes() == first.tobytes()
     assert images[3].getpixel((100, 100)) == (255, 0, 0)
 
 
