@@ -35,6 +35,7 @@ class RunRecord:
 
     def __init__(self, history: History) -> None:
         self._history = history
+        self._versions = versions()
         self._sections: list[SectionReport] = []
         self._begun: list[float] = []
         self._skipping: dict[int, Any] = {}  # number of the sampling, from 1 -> method, computed, steps
@@ -70,7 +71,7 @@ class RunRecord:
             sampling={"steps": len(sampling.sigmas) - 1, "cfg": sampling.cfg,
                       "sampler": _sampler_name(sampling.sampler), "forwards_per_step": forwards, "tokens": tokens,
                       "tflop_per_step": forwards * forward_flops(config, tokens) / 1e12},
-            versions=versions(),
+            versions=self._versions,
             card=card_name(model.load_device),
             attention=attention_name(model),
             sections=tuple(sections),
@@ -116,7 +117,7 @@ class RunRecord:
 
 def versions() -> dict[str, str]:
     """Of the pack, the host and torch."""
-    lines = PYPROJECT.read_text(encoding="utf-8").splitlines()
+    lines = PYPROJECT.read_text(encoding="utf-8").splitlines() if PYPROJECT.is_file() else []
     pack = next((line.split('"')[1] for line in lines if line.startswith("version = ")), "unknown")
     return {"pack": pack, "ComfyUI": comfyui_version.__version__, "torch": torch.__version__}
 
@@ -135,7 +136,7 @@ def attention_name(model: Any) -> str:
 
 def _sampler_name(sampler: Any) -> str:
     function = getattr(sampler, "sampler_function", sampler)
-    return getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+    return getattr(function, "__name__", type(function).__name__).lstrip("_").removeprefix("sample_")
 
 
 def _mean_gap(marks: list[float]) -> float | None:

@@ -47,7 +47,7 @@ def draw_timeline(spans: Sequence[Span], title: str) -> Tensor:
     for second in _ticks(spans[-1].seconds[1]):
         left = MARGIN + (WIDTH - 2 * MARGIN) * second / spans[-1].seconds[1]
         draw.line((left, AXIS, left, AXIS + 8), FAINT)
-        draw.text((left - 2, AXIS + 12), f"{second} s", FAINT, font)
+        draw.text((min(left - 2, WIDTH - 2 * MARGIN), AXIS + 12), f"{second} s", FAINT, font)
     return torch.from_numpy(numpy.asarray(picture).astype(numpy.float32) / 255).unsqueeze(0)
 
 

@@ -27,7 +27,7 @@ def test_every_section_of_the_run_is_in_the_report(tiny, positive, new_film):
         "width": 48, "height": 32, "batch": 1, "mode": "backward", "window": 3, "sections": 3, "seed": 7,
     }  # fmt: skip
     assert report["sampling"]["steps"] == STEPS
-    assert report["sampling"]["sampler"] == "flow_unipc"
+    assert report["sampling"]["sampler"].endswith("unipc")
     assert report["attention"]
     assert report["versions"].keys() == {"pack", "ComfyUI", "torch"}
     for part in report["sections"]:
