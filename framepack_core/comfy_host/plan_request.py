@@ -19,12 +19,10 @@ from .conditioning import CHECKPOINT_ATTACHMENT, Conditioning, check_framepack, 
 from .frames import check_vae
 from .native_model import HISTORY_KEY
 from .run_record import card_name
+from .step_skipping import FOREIGN_OPTIONS, PATCH
 
 THIS_MACHINE = "this machine"
 GIB = 2**30
-SKIPPERS = {"easycache": "EasyCache", "rel_l1_thresh": "TeaCache", "magcache_thresh": "MagCache"}
-"""What core's and other packs' skippers leave in transformer_options."""
-SKIPPING_PATCH = "framepack_step_skipping"  # key of the wrappers of our own
 COMPILE_PATCH = "torch.compile"  # key of core's TorchCompileModel
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -160,8 +158,9 @@ def _decode_bytes(vae: Any, history: History) -> int:
 
 def _skippers(model: Any) -> tuple[str, ...]:
     options = model.model_options.get("transformer_options", {})
-    own = [getattr(patch, "name", "step skipping") for patch in model.get_wrappers("outer_sample", SKIPPING_PATCH)]
-    return (*own, *(name for key, name in SKIPPERS.items() if key in options))
+    own = [getattr(patch, "name", "step skipping") for patch in model.get_wrappers("outer_sample", PATCH)]
+    core = [getattr(options["easycache"], "name", "EasyCache")] if "easycache" in options else []
+    return (*own, *core, *(name for key, name in FOREIGN_OPTIONS.items() if key in options))
 
 
 def _quantisers(model: Any) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from ..planning.cost import count_tokens, forward_flops
 from ..run_report import RunReport, SectionReport
 from .conditioning import Conditioning
 from .section_denoiser import Sampling
+from .step_skipping import STEPS_DONE
 
 KEY = "framepack_run_record"
-STEPS_DONE = "framepack_steps_done"  # of step skipping: callbacks of MODEL that get what a section skipped
 SETTLED = 2  # steps of a section that may wait for loading or compiling
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
