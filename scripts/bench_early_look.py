@@ -17,21 +17,20 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_decode import write_weights
+from host_attach import attach_host
 
-ROOT = Path(__file__).resolve().parents[1]
 LOOKS = ["off", "taehv:preview", "taehv:file", "vae:preview", "vae:file"]
 WINDOW, TEXT_TOKENS, IMAGE_TOKENS = 9, 100, 729
 
 
 def main() -> None:
     arguments = parse_arguments()
-    attach(arguments.host, arguments.tiny)
+    attach_host(arguments.host, arguments.tiny)
     with torch.inference_mode(), tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         bench = Bench(arguments, Path(scratch))
         for look in arguments.looks:
@@ -65,19 +64,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.looks[:1] != ["off"]:
         parser.error("the first look must be off: the others are compared with it")
     return arguments
-
-
-def attach(host: Path, cpu: bool) -> None:
-    """Make ComfyUI importable, and the pack under an alias (our folder `nodes` would hide ComfyUI's module)."""
-    pack = types.ModuleType("framepack_pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules[pack.__name__] = pack
-    sys.path.insert(0, str(host))
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = cpu
-    sys.argv = arguments
 
 
 class Bench:

@@ -11,6 +11,7 @@ from comfy_extras import nodes_easycache
 from framepack_pack.framepack_core.comfy_host import plan_request
 from framepack_pack.framepack_core.comfy_host.conditioning import CHECKPOINT_ATTACHMENT
 from framepack_pack.framepack_core.comfy_host.plan_request import model_facts, read_machine
+from framepack_pack.framepack_core.comfy_host.step_skipping import PATCH
 from framepack_pack.framepack_core.comfy_host.timeline_picture import draw_timeline
 from framepack_pack.framepack_core.planning.cost import Weights
 from framepack_pack.framepack_core.planning.resolve import Span
@@ -96,7 +97,7 @@ def test_what_is_on_the_model_is_seen(tiny):
     assert model_facts(tiny.model).skippers == ()
     cached = nodes_easycache.EasyCacheNode.execute(tiny.model, 0.2, 0.15, 0.95, False)
     cached = getattr(cached, "args", cached)[0]
-    cached.add_wrapper_with_key("outer_sample", plan_request.SKIPPING_PATCH, lambda *_: None)
+    cached.add_wrapper_with_key("outer_sample", PATCH, lambda *_: None)
     set_torch_compile_wrapper(cached, "inductor")
     cached.attachments[CHECKPOINT_ATTACHMENT] = ("f1.safetensors", Direction.FORWARD)
     cached.patches["some weight"] = []
