@@ -61,6 +61,7 @@ class Drawing:
     drop_text: float = 0.1
     drop_start: float = 0.1
     give_end: float = 0.0
+    text_alone: float = 0.0  # of batches in which a film's first made section sees nothing but its prompt
     noisy_histories: float = 0.7
     history_noise: float = 0.1  # most of it, as a part of the spread of scaled latents
 
@@ -113,9 +114,13 @@ def draw_batches(
     out = []
     for number in range(drawing.batches):
         layouts = drawing.layouts[number % len(drawing.layouts)]
+        text_alone = float(torch.rand((), generator=generators.choices)) < drawing.text_alone
+        if text_alone:
+            layouts = tuple(layout for layout in layouts if layout.section.number == 0)
         layout = layouts[_below(len(layouts), generators.choices)]
         cut = index.draw(layout, drawing.batch, generators.choices)
         given = _draw_given(clips, layout, cut, drawing, generators.choices)
+        given = Given(start=False) if text_alone else given
         history = film_so_far(clips, layout, cut, given)
         noisy = add_drift(history, drawing.noisy_histories, drawing.history_noise, generators.noise)
         out.append(make_batch(clips, prompts, layout, cut, given, noisy))

@@ -251,6 +251,18 @@ def test_a_step_draws_both_directions_and_drops_conditions():
     assert 15 < sum(c.context.shape[1] == 2 for c in conditions) < 50
 
 
+def test_batches_of_text_alone_show_a_first_made_section_nothing_but_its_prompt():
+    clips, prompts = random_clips(), prompt_table(lengths=[2] + [3] * SECTIONS)
+    drawing = both_ways(batch=2, batches=2, drop_text=1.0, text_alone=0.5)
+    generators = new_run(tiny_model()).generators
+    drawn = [batch.conditions for _ in range(60) for batch in draw_batches(clips, prompts, drawing, generators)]
+    alone = [conditions for conditions in drawn if conditions.context.shape[1] == 3]
+    assert 40 < len(alone) < 80
+    for conditions in alone:
+        assert conditions.image_embeds is None
+        assert not any(getattr(conditions.packed, group).any() for group in GROUPS)
+
+
 def test_clips_and_prompts_that_do_not_fit_are_refused():
     clips = random_clips()
     with pytest.raises(

@@ -40,7 +40,8 @@ class Training:
     batch: int = 64  # samples of one layout
     batches: int = 4  # layouts in a step, half of them for each direction
     seed: int = 0
-    drop_start: float = 0.3  # text-to-video must make a picture from nothing, and only first sections teach it
+    drop_start: float = 0.1
+    text_alone: float = 0.25  # text-to-video must make a picture from nothing, and few other batches teach it
     rates: Rates = Rates()  # noqa: RUF009  # frozen
     compiles: bool = True
     start_from: Path | None = None  # a checkpoint whose weights a new run begins with
@@ -92,6 +93,7 @@ def demo_drawing(training: Training, sections: int) -> Drawing:
         batches=training.batches,
         drop_text=0.1,
         drop_start=training.drop_start,
+        text_alone=training.text_alone,
         give_end=0.15,
         noisy_histories=0.7,
         history_noise=0.1,
