@@ -47,11 +47,23 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_opti
     """Attention of q k v [B, heads, L, d] -> [B, L, heads * d], looked up at each call so that overrides apply."""
     options = transformer_options or {}
     attention = comfy.ldm.modules.attention.optimized_attention
-    if not user_decided(comfy.cli_args.args, attention, options) and _is_measurable(q, k):
+    if not user_decided(comfy.cli_args.args, attention, options) and _is_measurable(q, k.shape[2]):
         backend = measured_backend(q.device, q.dtype, measured_length(k.shape[2]), q.shape[3])
         if backend is not None:
             return sdpa(q, k, v, backend)
     return attention(q, k, v, heads, skip_reshape=True, transformer_options=options)
+
+
+def attention_name(device: torch.device, dtype: torch.dtype, tokens: int, head_dim: int, options: dict) -> str:
+    """What computes attention over so many tokens, in words for a report."""
+    attention = comfy.ldm.modules.attention.optimized_attention
+    name = attention.__name__.removeprefix("attention_")
+    if OVERRIDE in options:
+        return f"{name}, overridden on the model"
+    if user_decided(comfy.cli_args.args, attention, options) or not _measures(device, dtype, tokens):
+        return name
+    backend = measured_backend(device, dtype, measured_length(tokens), head_dim)
+    return name if backend is None else f"{name}, by {_name(backend)} as measured on this card"
 
 
 def user_decided(args: Any, attention: Callable[..., Tensor], options: dict) -> bool:
@@ -118,12 +130,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-def _is_measurable(q: Tensor, k: Tensor) -> bool:
+def _measures(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
+    """Whether attention of such inputs is worth a measurement, and can have one."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and dtype in (torch.bfloat16, torch.float16) and tokens >= SHORTEST
+
+
+def _is_measurable(q: Tensor, tokens: int) -> bool:
     return (
-        q.is_cuda
-        and torch.version.hip is None
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and k.shape[2] >= SHORTEST
+        _measures(q.device, q.dtype, tokens)
         and not q.requires_grad
         and not torch.compiler.is_compiling()
         and not torch.cuda.is_current_stream_capturing()

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.patcher_extension
 import comfyui_version
@@ -21,6 +20,7 @@ from ..constants import PIXELS_PER_LATENT
 from ..history import History
 from ..planning.cost import count_tokens, forward_flops
 from ..run_report import RunReport, SectionReport
+from .attention_choice import attention_name
 from .conditioning import Conditioning
 from .section_denoiser import Sampling
 from .step_skipping import STEPS_DONE
@@ -73,7 +73,10 @@ class RunRecord:
                       "tflop_per_step": forwards * forward_flops(config, tokens) / 1e12},
             versions=self._versions,
             card=card_name(model.load_device),
-            attention=attention_name(model),
+            attention=attention_name(
+                model.load_device, model.model.manual_cast_dtype or model.model.get_dtype(), tokens,
+                config.attention_head_dim, model.model_options.get("transformer_options", {}),
+            ),
             sections=tuple(sections),
         )  # fmt: skip
 
@@ -125,13 +128,6 @@ def versions() -> dict[str, str]:
 def card_name(device: torch.device) -> str:
     """The device as its driver names it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def attention_name(model: Any) -> str:
-    """The host's function for attention, and whether something on MODEL takes its place."""
-    name = comfy.ldm.modules.attention.optimized_attention.__name__.removeprefix("attention_")
-    options = model.model_options.get("transformer_options", {})
-    return f"{name}, overridden on the model" if "optimized_attention_override" in options else name
 
 
 def _sampler_name(sampler: Any) -> str:

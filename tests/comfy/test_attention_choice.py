@@ -4,8 +4,10 @@ import comfy.cli_args
 import comfy.ldm.modules.attention as core_attention
 import pytest
 import torch
+from framepack_pack.framepack_core.comfy_host import attention_choice
 from framepack_pack.framepack_core.comfy_host.attention_choice import (
     DECIDING_FLAGS,
+    attention_name,
     fastest,
     host_attention,
     measured_length,
@@ -96,3 +98,14 @@ def test_on_the_cpu_the_host_attends(monkeypatch):
     monkeypatch.setattr(core_attention, "optimized_attention", DEFAULT)
     q, k, v = torch.randn(3, 1, 2, 2500, 8, dtype=torch.bfloat16)
     assert torch.equal(host_attention(q, k, v, 2), DEFAULT(q, k, v, 2, skip_reshape=True))
+
+
+def test_the_report_names_the_backend_that_was_measured(monkeypatch):
+    monkeypatch.setattr(core_attention, "optimized_attention", DEFAULT)
+    monkeypatch.setattr(attention_choice, "measured_backend", lambda *_: CUDNN)
+    card = torch.device("cuda"), torch.bfloat16
+    assert attention_name(*card, 19232, 128, {}) == "pytorch, by cudnn as measured on this card"
+    assert attention_name(*card, 900, 128, {}) == "pytorch"  # too short to be measured
+    assert attention_name(torch.device("cpu"), torch.bfloat16, 19232, 128, {}) == "pytorch"
+    overridden = attention_name(*card, 19232, 128, {"optimized_attention_override": print})
+    assert overridden == "pytorch, overridden on the model"
