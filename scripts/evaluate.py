@@ -118,11 +118,12 @@ def sampled_films(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Frames of the transformer's films, and what they cost."""
     from framepack_pack.framepack_core.history import film_latents
+    from framepack_pack.tools.evaluation.calibration import patch_of
     from framepack_pack.tools.evaluation.films import decode_films, sample_films
     from framepack_pack.tools.evaluation.measures import start_psnr
 
     order = variant.order._replace(seed=seed)
-    sampled = sample_films(tools, scenes, variant.prompts(prompts), order, variant.patch)
+    sampled = sample_films(tools, scenes, variant.prompts(prompts), order, patch_of(variant, order, tools))
     history = variant.finish(sampled.history)
     begun = time.perf_counter()
     frames = decode_films(tools, history)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from framepack_pack.framepack_core.history import film_latents
 from framepack_pack.framepack_core.section_plan import Direction
+from framepack_pack.tools.evaluation.calibration import patch_of
 from framepack_pack.tools.evaluation.controls import (
     reversed_sections,
     shifted_prompts,
@@ -86,7 +87,7 @@ def test_every_row_can_be_made(tools, variant):
     scenes, prompts = draw_films(1, 1, seed=1)
     order = variant.order._replace(steps=2)
     try:
-        history = sample_films(tools, scenes, variant.prompts(prompts), order, variant.patch).history
+        history = sample_films(tools, scenes, variant.prompts(prompts), order, patch_of(variant, order, tools)).history
     except NotHereError as reason:
         pytest.skip(str(reason))
     assert torch.isfinite(film_latents(variant.finish(history))).all()

@@ -34,6 +34,7 @@ class Variant:
     films: int = ALL  # at most
     frames: Callable[[Tools, Scenes], Tensor] | None = None  # for films that no transformer makes
     patch: Callable[[Any], Any] = unchanged  # MODEL -> MODEL; raises NotHereError
+    magcache: str = ""  # a preset, which is calibrated first
     prompts: Callable[[Prompts], Prompts] = unchanged
     finish: Callable[[History], History] = unchanged
 
@@ -53,7 +54,7 @@ def easy_cache(threshold: float, node: str = "EasyCacheNode") -> Callable[[Any],
 
 
 def step_skipping(name: str) -> Callable[[Any], Any]:
-    """The pack's own, with the method's settings. MagCache's published ratios are not for these sizes."""
+    """The pack's own, with the method's settings."""
     return lambda model: skip_steps(model, METHODS[name])
 
 
@@ -108,6 +109,10 @@ VARIANTS = (
     Variant("EasyCache 0.05", patch=easy_cache(0.05)),
     Variant("EasyCache 0.2", patch=easy_cache(0.2)),
     Variant("LazyCache 0.2", patch=easy_cache(0.2, "LazyCacheNode")),
+    Variant("MagCache quality", magcache="MagCache quality"),
+    Variant("MagCache balanced", magcache="MagCache balanced"),
+    Variant("MagCache balanced, forward", Order(FORWARD), magcache="MagCache balanced"),
+    Variant("MagCache fast", magcache="MagCache fast"),
     Variant("TeaCache", patch=step_skipping("TeaCache")),
     Variant("first block", patch=step_skipping("first block")),
     # weights
