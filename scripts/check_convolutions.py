@@ -162,7 +162,7 @@ def convolutions(
 
 
 def phases(frames: Tensor, packed: Tensor, bias: Tensor, out: Tensor, launch: Launch) -> Callable[[], Tensor]:
-    """What a convolution of frames doubled in time, height and width costs as eight of 2x2x2 taps; values are not it."""
+    """The cost of a convolution of frames doubled in all three directions, as eight of 2x2x2 taps; not its values."""
     half = frames[: 1 + out.shape[0] // 2, : out.shape[1] // 2 + 2, : out.shape[2] // 2 + 2].contiguous()
     merged = packed[: 8 * frames.shape[-1]].contiguous()
 

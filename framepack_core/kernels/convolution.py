@@ -10,7 +10,6 @@ the others are not stored (0.6 % at 640x640).
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,6 +28,9 @@ class Launch(NamedTuple):
     descriptors: bool = False  # loads by the tensor memory accelerator, Hopper and later
 
 
+LAUNCH = Launch()
+
+
 def convolve(
     frames: Tensor,
     weight: Tensor,
@@ -38,7 +40,7 @@ def convolve(
     start: tuple[int, int] = (0, 0),
     residual: Tensor | None = None,
     norm: tuple[Tensor, Tensor] | None = None,
-    launch: Launch = Launch(),
+    launch: Launch = LAUNCH,
 ) -> Tensor:
     """Convolution of frames [F + KT - 1, HP, WP, C] with weight [KT * KH * KW * C, O] into out [F, H, W, O].
 
@@ -139,12 +141,12 @@ def _convolve_kernel(
     place = first_row + tl.arange(0, ROWS)
     column = first_column + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
-    STEPS: tl.constexpr = (CHANNELS + DEPTH - 1) // DEPTH  # of one tap
+    steps: tl.constexpr = (CHANNELS + DEPTH - 1) // DEPTH  # of one tap
     read = (start + tl.minimum(place, last - 1)).to(tl.int64) * CHANNELS
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for step in range(KT * KH * KW * STEPS):
-        tap = step // STEPS
-        channel = (step % STEPS) * DEPTH
+    for step in range(KT * KH * KW * steps):
+        tap = step // steps
+        channel = (step % steps) * DEPTH
         moved = (tap // (KH * KW)) * frame_rows + (tap // KW % KH) * rows_wide + tap % KW
         if DESCRIPTORS:
             left = frames.load([start + first_row + moved, channel])

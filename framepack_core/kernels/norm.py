@@ -57,11 +57,11 @@ def scaled_silu(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, silu: bool
 def _sums_kernel(x, sums, count, programs, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
-    STEP: tl.constexpr = 16
+    step: tl.constexpr = 16
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     squares = tl.zeros((BLOCK,), dtype=tl.float32)
-    for step in range(ROWS // STEP):
-        row = program * ROWS + step * STEP + tl.arange(0, STEP)
+    for number in range(ROWS // step):
+        row = program * ROWS + number * step + tl.arange(0, step)
         inside = (row < count)[:, None] & (column < CHANNELS)[None, :]
         value = tl.load(x + row.to(tl.int64)[:, None] * CHANNELS + column[None, :], mask=inside, other=0.0)
         value = value.to(tl.float32)
