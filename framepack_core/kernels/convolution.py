@@ -1,0 +1,180 @@
+"""Causal 3D convolution of channels-last frames as one matrix product whose left side is never written out.
+
+Frames lie padded in memory, [F + KT - 1, H + 2, W + 2, C]: the carried ones first, the border already there. Seen as
+rows of C channels, the inputs of a tap are then the rows of the outputs, all moved by the same distance. So every tap
+is a plain product of a block of rows with that tap's weights, and the few rows of the border that are computed with
+the others are not stored (0.6 % at 640x640).
+"""
+
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device import on_device_of
+
+
+class Launch(NamedTuple):
+    """Shape of a program: rows, output channels and input channels of its blocks, warps, stages of its pipeline."""
+
+    rows: int = 128
+    columns: int = 128
+    depth: int = 64
+    warps: int = 8
+    stages: int = 3
+    descriptors: bool = False  # loads by the tensor memory accelerator, Hopper and later
+
+
+LAUNCH = Launch()
+
+
+def convolve(
+    frames: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    taps: tuple[int, int, int],
+    start: tuple[int, int] = (0, 0),
+    residual: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+    launch: Launch = LAUNCH,
+) -> Tensor:
+    """Convolution of frames [F + KT - 1, HP, WP, C] with weight [KT * KH * KW * C, O] into out [F, H, W, O].
+
+    frames is contiguous; of out (and residual, which is added, of the same shape) the last stride is 1, the others are
+    free. start: row and column of frames where the first output's taps begin. norm: scale and shift float32 [C]; then
+    silu(frames * scale + shift) is what is convolved.
+    """
+    count, height, width, columns = out.shape
+    _, rows_high, rows_wide, channels = frames.shape
+    depth = min(launch.depth, triton.next_power_of_2(channels))
+    block = min(launch.columns, max(16, triton.next_power_of_2(columns)))
+    last = ((count - 1) * rows_high + height - 1) * rows_wide + width  # rows from the first output to the last
+    grid = (triton.cdiv(last, launch.rows) * triton.cdiv(columns, block),)
+    given = residual if residual is not None else out
+    scale, shift = norm if norm is not None else (weight, weight)
+    source, matrix = frames, weight
+    if launch.descriptors:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        source = TensorDescriptor.from_tensor(frames.view(-1, channels), [launch.rows, depth])
+        matrix = TensorDescriptor.from_tensor(weight, [depth, block])
+    with on_device_of(frames):
+        _convolve_kernel[grid](
+            source,
+            matrix,
+            bias if bias is not None else weight,
+            given,
+            scale,
+            shift,
+            out,
+            start[0] * rows_wide + start[1],
+            last,
+            rows_high * rows_wide,
+            rows_wide,
+            height,
+            width,
+            columns,
+            out.stride(0),
+            out.stride(1),
+            out.stride(2),
+            given.stride(0),
+            given.stride(1),
+            given.stride(2),
+            CHANNELS=channels,
+            KT=taps[0],
+            KH=taps[1],
+            KW=taps[2],
+            BIAS=bias is not None,
+            RESIDUAL=residual is not None,
+            NORM=norm is not None,
+            DESCRIPTORS=launch.descriptors,
+            ROWS=launch.rows,
+            COLUMNS=block,
+            DEPTH=depth,
+            num_warps=launch.warps,
+            num_stages=launch.stages,
+        )
+    return out
+
+
+@triton.jit(do_not_specialize=["start", "last"])
+def _convolve_kernel(
+    frames,
+    weight,
+    bias,
+    residual,
+    scale,
+    shift,
+    out,
+    start,
+    last,
+    frame_rows,
+    rows_wide,
+    height,
+    width,
+    columns,
+    out_frame,
+    out_row,
+    out_column,
+    residual_frame,
+    residual_row,
+    residual_column,
+    CHANNELS: tl.constexpr,
+    KT: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    NORM: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    blocks = tl.cdiv(columns, COLUMNS)
+    first_row = (tl.program_id(0) // blocks) * ROWS
+    first_column = (tl.program_id(0) % blocks) * COLUMNS
+    place = first_row + tl.arange(0, ROWS)
+    column = first_column + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    steps: tl.constexpr = (CHANNELS + DEPTH - 1) // DEPTH  # of one tap
+    read = (start + tl.minimum(place, last - 1)).to(tl.int64) * CHANNELS
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for step in range(KT * KH * KW * steps):
+        tap = step // steps
+        channel = (step % steps) * DEPTH
+        moved = (tap // (KH * KW)) * frame_rows + (tap // KW % KH) * rows_wide + tap % KW
+        if DESCRIPTORS:
+            left = frames.load([start + first_row + moved, channel])
+            right = weight.load([tap * CHANNELS + channel, first_column])
+        else:
+            inside = channel + depth < CHANNELS
+            from_row = frames + moved.to(tl.int64) * CHANNELS + channel
+            left = tl.load(from_row + read[:, None] + depth[None, :], mask=inside[None, :], other=0.0)
+            line = tap * CHANNELS + channel + depth
+            right = tl.load(
+                weight + line[:, None] * columns + column[None, :],
+                mask=inside[:, None] & (column < columns)[None, :],
+                other=0.0,
+            )
+        if NORM:
+            times = tl.load(scale + channel + depth, mask=channel + depth < CHANNELS, other=0.0)
+            plus = tl.load(shift + channel + depth, mask=channel + depth < CHANNELS, other=0.0)
+            value = left.to(tl.float32) * times[None, :] + plus[None, :]
+            left = (value / (1.0 + tl.exp(-value))).to(out.dtype.element_ty)
+        total = tl.dot(left, right, total, input_precision="ieee")
+    if BIAS:
+        total += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+    frame = (place // frame_rows).to(tl.int64)
+    row = place % frame_rows // rows_wide
+    across = place % rows_wide
+    stored = ((place < last) & (row < height) & (across < width))[:, None] & (column < columns)[None, :]
+    if RESIDUAL:
+        at = frame * residual_frame + row * residual_row + across * residual_column
+        total += tl.load(residual + at[:, None] + column[None, :], mask=stored, other=0.0).to(tl.float32)
+    at = frame * out_frame + row * out_row + across * out_column
+    tl.store(out + at[:, None] + column[None, :], total.to(out.dtype.element_ty), mask=stored)
