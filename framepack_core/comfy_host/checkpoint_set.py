@@ -18,7 +18,7 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..affine_norm import use_affine_norms
+from ..affine_norm import AFFINE, use_affine_norms
 from ..constants import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from ..embedding_rows import ROWS_ENTRY, whole_shapes, whole_tables
 from ..known_words import KNOWN_WORDS_ENTRY
@@ -30,7 +30,6 @@ from .text_encoding import KnownWordsTokenizer
 Shapes = dict[str, tuple[int, ...]]
 
 FULL_VAE_WIDTH = 128
-AFFINE = "affine"  # metadata entry "norms" of a VAE trained with affine_norm.py
 LLAMA_HEAD_DIM = 128
 
 

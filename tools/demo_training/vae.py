@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...framepack_core.affine_norm import use_affine_norms
+from ...framepack_core.affine_norm import AFFINE, use_affine_norms
 from ...framepack_core.atomic_files import write_atomically
 from ...framepack_core.model.config import METADATA_KEY
 from ...framepack_core.training.autoencoder import (
@@ -128,7 +128,7 @@ def save_vae(model: Any, path: Path, frames: Tensor) -> None:
     """The checkpoint: bf16 weights, and latents of these frames that have the scale hosts expect."""
     scale_latents(model, float(code(model, frames).mean.std()))
     tensors = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, tensors, {METADATA_KEY: json.dumps({"norms": "affine"})})
+    write_atomically(path, tensors, {METADATA_KEY: json.dumps({"norms": AFFINE})})
 
 
 @torch.no_grad()
