@@ -7,6 +7,8 @@ piece, and hosts cut films into different pieces; without them coding does not d
 import torch
 from torch import Tensor, nn
 
+AFFINE = "affine"  # metadata entry "norms" of a VAE that was trained with these
+
 
 class AffineNorm(nn.Module):
     """Weight and bias of each channel of x [B, C, ...], named as a GroupNorm's."""

@@ -24,33 +24,16 @@ class FramePackStartHistory(io.ComfyNode):
             description="Plans a film and starts its history: length, direction, images, seed.",
             search_aliases=["framepack length", "start history"],
             inputs=[
-                widget(
-                    io.Combo,
-                    "mode",
-                    options=list(MODES),
-                    default="backward (FramePack)",
-                    tooltip="Order of the sections. Backward is for FramePackI2V checkpoints and drifts least; "
-                    "forward is for F1 checkpoints and moves more.",
+                mode_widget(
+                    "Order of the sections. Backward is for FramePackI2V checkpoints and drifts least; forward is for "
+                    "F1 checkpoints and moves more."
                 ),
-                widget(
-                    io.Float,
-                    "total_second_length",
-                    default=SECONDS,
-                    min=0.1,
-                    max=3600.0,
-                    step=0.1,
-                    tooltip="Length in seconds at 30 frames per second, rounded to whole sections (of 1.2 s at "
-                    "window 9).",
+                length_widget(
+                    "Length in seconds at 30 frames per second, rounded to whole sections (of 1.2 s at window 9)."
                 ),
-                widget(
-                    io.Int,
-                    "latent_window_size",
-                    default=LATENT_WINDOW_SIZE,
-                    min=1,
-                    max=33,
-                    advanced=True,
-                    tooltip="Latent frames per section (4 frames each). The checkpoints were trained with 9; fewer "
-                    "need less memory.",
+                window_widget(
+                    "Latent frames per section (4 frames each). The checkpoints were trained with 9; fewer need less "
+                    "memory."
                 ),
                 widget(
                     io.String,
@@ -180,6 +163,23 @@ class FramePackAppendSection(io.ComfyNode):
     def execute(cls, history, samples) -> io.NodeOutput:
         history = append_section(history, samples["samples"])
         return io.NodeOutput(history, {"samples": film_latents(history)})
+
+
+def mode_widget(tooltip: str):
+    """Order of a film's sections."""
+    return widget(io.Combo, "mode", options=list(MODES), default=next(iter(MODES)), tooltip=tooltip)
+
+
+def length_widget(tooltip: str):
+    """Length of a film."""
+    return widget(io.Float, "total_second_length", default=SECONDS, min=0.1, max=3600.0, step=0.1, tooltip=tooltip)
+
+
+def window_widget(tooltip: str):
+    """Length of a section."""
+    return widget(
+        io.Int, "latent_window_size", default=LATENT_WINDOW_SIZE, min=1, max=33, advanced=True, tooltip=tooltip
+    )
 
 
 def side_widget(name: str):

@@ -10,15 +10,14 @@ from ..framepack_core.comfy_host.plan_request import (
     unknown_model,
 )
 from ..framepack_core.comfy_host.timeline_picture import draw_timeline
-from ..framepack_core.constants import LATENT_WINDOW_SIZE, SECONDS
 from ..framepack_core.history import new_history
 from ..framepack_core.planning.cards import CARDS
 from ..framepack_core.planning.plan_text import as_json, as_text
 from ..framepack_core.planning.resolve import resolve
 from ..framepack_core.run_report import read_speed
 from ..framepack_core.section_plan import plan_film
-from .history import MODES, side_widget
-from .sampling_parts import steps_widget
+from .history import MODES, length_widget, mode_widget, side_widget, window_widget
+from .sampling_parts import cfg_widget, steps_widget
 from .schema import History, check_choice, node_schema, widget
 
 WEIGHT_BYTES = {"bf16": 2, "fp8": 1}
@@ -47,44 +46,13 @@ class FramePackPlan(io.ComfyNode):
                 widget(io.Conditioning, "positive", optional=True, tooltip="Prompts, to see which holds when."),
                 widget(io.Conditioning, "negative", optional=True, tooltip="As for the sampler; needed with cfg."),
                 widget(io.Vae, "vae", optional=True, tooltip="To see what decoding would take."),
-                widget(
-                    io.Combo,
-                    "mode",
-                    options=list(MODES),
-                    default=next(iter(MODES)),
-                    tooltip="As in FramePack History: order of the sections.",
-                ),
-                widget(
-                    io.Float,
-                    "total_second_length",
-                    default=SECONDS,
-                    min=0.1,
-                    max=3600.0,
-                    step=0.1,
-                    tooltip="Length in seconds at 30 frames per second, rounded to whole sections.",
-                ),
-                widget(
-                    io.Int,
-                    "latent_window_size",
-                    default=LATENT_WINDOW_SIZE,
-                    min=1,
-                    max=33,
-                    advanced=True,
-                    tooltip="Latent frames per section (4 frames each).",
-                ),
+                mode_widget("As in FramePack History: order of the sections."),
+                length_widget("Length in seconds at 30 frames per second, rounded to whole sections."),
+                window_widget("Latent frames per section (4 frames each)."),
                 side_widget("width"),
                 side_widget("height"),
                 steps_widget(),
-                widget(
-                    io.Float,
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="As in FramePack Sampler, no unit; above 1 every step takes twice as long.",
-                ),
+                cfg_widget("As in FramePack Sampler, no unit; above 1 every step takes twice as long."),
                 widget(
                     io.Combo,
                     "weight_dtype",

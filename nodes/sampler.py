@@ -9,7 +9,7 @@ from ..framepack_core.history import film_latents
 from ..framepack_core.schedule import section_sigmas
 from .early_look import PREFIX, look_inputs, look_path, make_look, show_look
 from .file_metadata import workflow_metadata
-from .sampling_parts import shift_widget, steps_widget
+from .sampling_parts import cfg_widget, shift_widget, steps_widget
 from .schema import History, node_schema, widget
 
 
@@ -44,16 +44,9 @@ class FramePackSampler(io.ComfyNode):
                     "widgets are not used.",
                 ),
                 steps_widget(),
-                widget(
-                    io.Float,
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Real classifier-free guidance, no unit. 1 is usual and skips the negative prompt; above "
-                    "1 every step takes twice as long.",
+                cfg_widget(
+                    "Real classifier-free guidance, no unit. 1 is usual and skips the negative prompt; above 1 every "
+                    "step takes twice as long."
                 ),
                 widget(
                     io.Float,

@@ -20,6 +20,11 @@ def steps_widget():
     )
 
 
+def cfg_widget(tooltip: str):
+    """Guidance by a negative prompt."""
+    return widget(io.Float, "cfg", default=1.0, min=0.0, max=30.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
 def shift_widget():
     """Flow shift."""
     return widget(

@@ -4,10 +4,11 @@
     COMFYUI_PATH=... python3 scripts/bench_early_look.py --looks off taehv:file vae:file --steps 25 --sections 3
     COMFYUI_PATH=... python3 scripts/bench_early_look.py --tiny --size 64 --steps 2      (to try it without a card)
 
-Random weights: the released transformer (26 GB in bf16, or --tiny), the full VAE, TAEHV. A look is off, or taehv or vae
-with preview or file. One warm-up section for each look, then --rounds times all of them one after the other. Prints one
-JSON line for each run, then for each look the medians: seconds of the run, share by which that is slower than off of
-the same round, seconds that sampling stood still, and what is left: the share that encoding behind it costs.
+Random weights: the released transformer (26 GB in bf16, bench.py's, or --tiny), the full VAE, TAEHV. A look is off, or
+taehv or vae with preview or file. One warm-up section for each look, then --rounds times all of them one after the
+other. Prints one JSON line for each run, then for each look the medians: seconds of the run, share by which that is
+slower than off of the same round, seconds that sampling stood still, and what is left: the share that encoding behind
+it costs.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from bench_decode import write_weights
 from host_attach import attach_host
 
 LOOKS = ["off", "taehv:preview", "taehv:file", "vae:preview", "vae:file"]
-WINDOW, TEXT_TOKENS, IMAGE_TOKENS = 9, 100, 729
 
 
 def main() -> None:
@@ -56,13 +56,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--direction", choices=["backward", "forward"], default="backward")
     parser.add_argument("--tiny", action="store_true", help="tiny transformer and VAE, on the CPU")
-    parser.add_argument("--scratch", type=Path, default=None, help="folder for 27 GB of random weights and the films")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "framepack_bench")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     if arguments.host is None:
         parser.error("name a ComfyUI folder with --host or COMFYUI_PATH")
     if arguments.looks[:1] != ["off"]:
         parser.error("the first look must be off: the others are compared with it")
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
     return arguments
 
 
@@ -70,30 +71,19 @@ class Bench:
     """The models, and a film that is sampled with them."""
 
     def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
+        from benchmark.setting import CONFIGS, new_film, prompt, weights_file
         from framepack_pack.framepack_core.comfy_host.checkpoint_set import load_vae
         from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
-        from framepack_pack.framepack_core.history import new_history
-        from framepack_pack.framepack_core.model.config import FramePackConfig
         from framepack_pack.framepack_core.section_plan import plan_backward, plan_forward
-        from framepack_pack.framepack_core.tiny_checkpoint import tiny_transformer_config
 
-        config = tiny_transformer_config() if arguments.tiny else FramePackConfig()
-        write_transformer(scratch / "transformer.safetensors", config, "cpu" if arguments.tiny else "cuda")
+        name, device = ("tiny", "cpu") if arguments.tiny else ("13b", "cuda")
         write_weights(scratch / "vae.safetensors", 32 if arguments.tiny else 128)
-        self.model = load_transformer(scratch / "transformer.safetensors")
+        self.model = load_transformer(weights_file(arguments.scratch, name, torch.device(device)))
         self.vaes = {"vae": load_vae(scratch / "vae.safetensors"), "taehv": random_taehv()}
         self.steps, self.scratch, self.films = arguments.steps, scratch, 0
-        generator = torch.Generator().manual_seed(1)
-        cells = arguments.size // 8
         plan = {"backward": plan_backward, "forward": plan_forward}[arguments.direction]
-        self.history = new_history(
-            plan(max(arguments.sections, 4), WINDOW), 0, 0, 0,
-            torch.randn(1, 16, 1, cells, cells, generator=generator),
-            image_embeds=torch.randn(1, IMAGE_TOKENS, config.image_proj_dim, generator=generator),
-        )  # fmt: skip
-        text = torch.randn(1, TEXT_TOKENS, config.text_embed_dim, generator=generator)
-        pooled = torch.randn(1, config.pooled_projection_dim, generator=generator)
-        self.positive = [[text, {"pooled_output": pooled}]]
+        self.history = new_film(CONFIGS[name], arguments.size, arguments.size, max(arguments.sections, 4), plan)
+        self.positive = prompt(CONFIGS[name])
 
     def run(self, look: str, sections: int) -> dict[str, Any]:
         from framepack_pack.framepack_core.comfy_host.section_denoiser import Sampling, sample_sections, unipc_sampler
@@ -125,25 +115,6 @@ class Bench:
         self.films += 1
         videos = [GrowingVideo(self.scratch / f"film{self.films}.mp4")] if kind == FILE else []
         return EarlyLook(self.vaes[vae], videos)
-
-
-def write_transformer(path: Path, config: Any, device: str) -> None:
-    """Random bf16 weights that keep activations finite: norms about one, layers over the root of their inputs."""
-    from framepack_pack.framepack_core.model.config import metadata_of
-    from framepack_pack.framepack_core.model.transformer import FramePackTransformer
-    from safetensors.torch import save_file
-
-    with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in FramePackTransformer(config).state_dict().items()}
-    generator, weights = torch.Generator(device).manual_seed(0), {}
-    for key, shape in shapes.items():
-        values = torch.randn(shape, generator=generator, device=device)
-        if "norm" in key and len(shape) == 1 and "linear" not in key:
-            values = (0.0 if key.endswith("bias") else 1.0) + 0.1 * values
-        else:
-            values *= 1.0 / shape[1:].numel() ** 0.5 if len(shape) > 1 else 0.02
-        weights[key] = values.to(torch.bfloat16).cpu()
-    save_file(weights, path, metadata_of(config))
 
 
 def random_taehv() -> Any:

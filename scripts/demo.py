@@ -7,6 +7,7 @@ No model has to be downloaded: the film comes from the small trained set in `dem
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -30,12 +31,19 @@ def main() -> int:
             host = prepare(arguments.host)
             command = [str(host.python), __file__, *sys.argv[1:], "--ready", str(host.comfyui)]
             return run_to_end(command, host.environment())
+        signal.signal(signal.SIGTERM, _stop)
         return _film(arguments)
     except (SetupError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
     except KeyboardInterrupt:
         sys.stderr.write("Stopped.\n")
     return 1
+
+
+def _stop(*_: object) -> None:
+    """SIGTERM ends as Ctrl-C does, with the server stopped; another one does not disturb that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _arguments() -> argparse.Namespace:

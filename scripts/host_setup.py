@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,14 +92,20 @@ def prepare(host: Path | None = None) -> Host:
 def run_to_end(command: list[str], environment: dict[str, str], folder: Path | None = None) -> int:
     """Runs a program, in a folder if one is named, and returns its exit code.
 
-    Ctrl-C reaches the program as well; it gets the time to stop what it started, which subprocess.run does not give.
+    Ctrl-C reaches the program as well, and SIGTERM is passed on; it gets the time to stop what it started, which
+    subprocess.run does not give.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     process = subprocess.Popen(command, env=environment, cwd=folder)
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
             continue
+        except SystemExit:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def _checked_folder(folder: Path) -> Path:

@@ -18,8 +18,8 @@ import comfy.sd
 import comfy.utils
 import torch
 
-from ..affine_norm import use_affine_norms
-from ..constants import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from ..affine_norm import AFFINE, use_affine_norms
+from ..constants import FRAMES_PER_LATENT, LATENT_CHANNELS, PIXELS_PER_LATENT
 from ..embedding_rows import ROWS_ENTRY, whole_shapes, whole_tables
 from ..known_words import KNOWN_WORDS_ENTRY
 from ..model.checkpoint import read_header
@@ -30,7 +30,6 @@ from .text_encoding import KnownWordsTokenizer
 Shapes = dict[str, tuple[int, ...]]
 
 FULL_VAE_WIDTH = 128
-AFFINE = "affine"  # metadata entry "norms" of a VAE trained with affine_norm.py
 LLAMA_HEAD_DIM = 128
 
 
@@ -115,7 +114,7 @@ def load_vae(path: Path) -> comfy.sd.VAE:
     width = shapes.get("encoder.conv_in.conv.weight", (FULL_VAE_WIDTH,))[0]
     if width == FULL_VAE_WIDTH:  # also the naming of diffusers, which lacks that tensor and which core converts
         return comfy.sd.VAE(sd=state_dict)
-    ddconfig = _vae_config(shapes)
+    ddconfig = _vae_config_of(shapes)
     dtypes = [torch.bfloat16, torch.float16, torch.float32]
     vae = comfy.sd.VAE(
         sd=state_dict,
@@ -225,19 +224,32 @@ def _vision_config(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _vae_config(shapes: Shapes) -> dict[str, Any]:
+def _vae_config_of(shapes: Shapes) -> dict[str, Any]:
     width, image_channels = shapes["encoder.conv_in.conv.weight"][:2]
     levels = _count(shapes, "encoder.down.{}.block.0.conv1.conv.weight")
     level_widths = [shapes[f"encoder.down.{level}.block.0.conv1.conv.weight"][0] for level in range(levels)]
+    return vae_config(
+        width,
+        [level_width // width for level_width in level_widths],
+        _count(shapes, "encoder.down.0.block.{}.conv1.conv.weight"),
+        shapes["decoder.conv_in.conv.weight"][1],
+        image_channels,
+    )
+
+
+def vae_config(
+    width: int, multiples: list[int], blocks: int, latent_channels: int = LATENT_CHANNELS, image_channels: int = 3
+) -> dict[str, Any]:
+    """`ddconfig` of the host's AutoencoderKL: levels of `width` times a multiple, each of so many residual blocks."""
     return {
         "double_z": True,
-        "z_channels": shapes["decoder.conv_in.conv.weight"][1],
+        "z_channels": latent_channels,
         "resolution": 256,
         "in_channels": image_channels,
         "out_ch": image_channels,
         "ch": width,
-        "ch_mult": [level_width // width for level_width in level_widths],
-        "num_res_blocks": _count(shapes, "encoder.down.0.block.{}.conv1.conv.weight"),
+        "ch_mult": multiples,
+        "num_res_blocks": blocks,
         "attn_resolutions": [],
         "dropout": 0.0,
         "conv3d": True,

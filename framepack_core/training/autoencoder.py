@@ -39,14 +39,8 @@ def initialise_autoencoder(model: Any, generator: torch.Generator) -> None:
 
 
 def code(model: Any, frames: Tensor, generator: torch.Generator | None = None) -> Coded:
-    """Encode and decode frames [B, 3, F, H, W] in one go; the posterior is sampled when a generator is given.
-
-    Newer hosts code in pieces. Decoding them is the same, but encoding more than one frame is not: they take frames
-    t - 3 to t where one go takes t to t + 3 (docs/numerics.md).
-    """
-    for part in (model.encoder, model.decoder):
-        if hasattr(part, "carried"):
-            part.carried = False
+    """Encode and decode frames [B, 3, F, H, W] in one go; the posterior is sampled when a generator is given."""
+    code_in_one_go(model)
     mean, log_variance = model.quant_conv(model.encoder(frames)).chunk(2, dim=1)
     log_variance = log_variance.clamp(-30.0, 20.0)
     latents = mean
@@ -54,6 +48,13 @@ def code(model: Any, frames: Tensor, generator: torch.Generator | None = None) -
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         latents = mean + (0.5 * log_variance).exp() * noise
     return Coded(model.decoder(model.post_quant_conv(latents)), mean, log_variance)
+
+
+def code_in_one_go(model: Any) -> None:
+    """Keep newer hosts from coding in pieces, in which latents of films see frames too early (docs/numerics.md)."""
+    for part in (model.encoder, model.decoder):
+        if hasattr(part, "carried"):
+            part.carried = False
 
 
 def coding_loss(coded: Coded, frames: Tensor, starts_film: Tensor) -> Tensor:

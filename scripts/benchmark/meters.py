@@ -1,9 +1,11 @@
 """Clocks and memory meters that work with and without a card."""
 
+import ctypes
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +85,25 @@ def host_memory() -> dict[str, float]:
     return figures
 
 
-def take_all_but(gib: float) -> int:
-    """Occupy the card so that `gib` are left, this process's context included; the bytes that are taken.
+@contextmanager
+def all_but(gib: float | None) -> Iterator[int]:
+    """Occupy the card so that `gib` are left, this process's context included; gives the bytes that are taken.
 
-    By the driver, outside torch, so that the host's memory managers see a smaller card.
+    By the driver, outside torch, so that the host's memory managers see a smaller card. Nothing is taken without a
+    number and without a card.
     """
-    import ctypes
-
+    if not gib or not torch.cuda.is_available():
+        yield 0
+        return
     torch.cuda.init()
     torch.zeros(1, device="cuda")
     _, total = torch.cuda.mem_get_info()
     taken = total - int(gib * GIB)
-    pointer = ctypes.c_uint64()
-    result = ctypes.CDLL("libcuda.so.1").cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(taken))
+    driver, pointer = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64()
+    result = driver.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(taken))
     if result != 0:
         raise RuntimeError(f"{taken / GIB:.1f} GiB could not be taken (CUDA error {result}); is the card in use?")
-    return taken
+    try:
+        yield taken
+    finally:
+        driver.cuMemFree_v2(pointer)

@@ -11,7 +11,7 @@ from framepack_pack.framepack_core.model.config import FramePackConfig
 from host_attach import attach_host
 from torch import Tensor
 
-from .meters import GIB, CardWatch, Stopwatch, host_memory, take_all_but, used_on_card
+from .meters import GIB, CardWatch, Stopwatch, all_but, host_memory, used_on_card
 from .rows import MissingPieceError, Row
 from .setting import COMPARED_STEPS, STEPS, module_inputs, new_film, on_device, prompt, weights_file
 
@@ -55,17 +55,17 @@ def run_ours(row: Row, options: Any, config: FramePackConfig, device: torch.devi
     from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 
     file = weights_file(options.scratch, options.config, device)
-    taken = 0 if row.budget_gib is None else take_all_but(row.budget_gib)
-    begun = time.perf_counter()
-    try:
-        model = load_transformer(file, row.weight_dtype)
-        loaded = {"load_s": time.perf_counter() - begun, "rss_loaded_gib": host_memory()["rss_peak_gib"]}
-        model = model if row.patch is None else row.patch(model)
-    except ValueError as error:
-        raise MissingPieceError(str(error)) from error
-    bench = Bench(model, options, config, device)
-    with CardWatch(device, taken) as card:
-        figures, outputs = MEASURES[row.measure](bench, row)
+    with all_but(row.budget_gib) as taken:
+        begun = time.perf_counter()
+        try:
+            model = load_transformer(file, row.weight_dtype)
+            loaded = {"load_s": time.perf_counter() - begun, "rss_loaded_gib": host_memory()["rss_peak_gib"]}
+            model = model if row.patch is None else row.patch(model)
+        except ValueError as error:
+            raise MissingPieceError(str(error)) from error
+        bench = Bench(model, options, config, device)
+        with CardWatch(device, taken) as card:
+            figures, outputs = MEASURES[row.measure](bench, row)
     patcher = {"patcher": type(model).__name__, "dtype": str(model.model.diffusion_model.dtype)}
     return {**patcher, **loaded, **figures, **card.figures(), **host_memory()}, outputs
 

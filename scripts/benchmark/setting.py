@@ -1,7 +1,7 @@
 """Random weights and inputs of a section: pure functions of the seed, the same in every process."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from framepack_pack.framepack_core.model.config import FramePackConfig, metadata
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from framepack_pack.framepack_core.packing import pack_history
 from framepack_pack.framepack_core.schedule import section_noise, section_sigmas
-from framepack_pack.framepack_core.section_plan import plan_backward
+from framepack_pack.framepack_core.section_plan import SectionPlan, plan_backward
 from torch import Tensor
 
 TEXT_TOKENS, IMAGE_TOKENS, STEPS, COMPARED_STEPS = 100, 729, 25, (0, 12)
@@ -52,12 +52,15 @@ def weights_file(scratch: Path, config_name: str, device: torch.device) -> Path:
     return path
 
 
-def new_film(config: FramePackConfig, width: int, height: int, sections: int = 4) -> History:
-    """An empty backward film: its first section sees a start image and zeros for what is not there yet."""
+def new_film(
+    config: FramePackConfig, width: int, height: int, sections: int = 4,
+    plan: Callable[[int, int], SectionPlan] = plan_backward,
+) -> History:  # fmt: skip
+    """An empty film: its first section sees a start image and zeros for what is not there yet."""
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(1, 16, 1, height // 8, width // 8, generator=generator)
     embeds = torch.randn(1, IMAGE_TOKENS, config.image_proj_dim, generator=generator)
-    return new_history(plan_backward(sections, 9), 0, width, height, start, image_embeds=embeds)
+    return new_history(plan(sections, 9), 0, width, height, start, image_embeds=embeds)
 
 
 def prompt(config: FramePackConfig, seed: int = 2) -> list:

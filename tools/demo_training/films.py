@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...framepack_core.constants import FRAMES_PER_LATENT
+from ...framepack_core.training.autoencoder import code_in_one_go
 from ..demo_world.render import render
 from ..demo_world.scene import SECTION_FRAMES, Scenes
 
@@ -32,9 +33,7 @@ class FilmCoder:
     def __init__(self, vae: Any, clip_vision: Any, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.model = vae.first_stage_model.to(self.device).eval()
-        for part in (self.model.encoder, self.model.decoder):
-            if hasattr(part, "carried"):
-                part.carried = False  # newer hosts' pieces shift films in time (docs/numerics.md)
+        code_in_one_go(self.model)
         self.dtype: torch.dtype = vae.vae_dtype
         self.width = int(self.model.encoder.conv_in.conv.weight.shape[0])
         self.clip_vision = clip_vision

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...framepack_core.affine_norm import use_affine_norms
+from ...framepack_core.affine_norm import AFFINE, use_affine_norms
 from ...framepack_core.atomic_files import write_atomically
 from ...framepack_core.model.config import METADATA_KEY
 from ...framepack_core.training.autoencoder import (
@@ -28,23 +28,8 @@ from ..demo_world.scene import Scenes
 
 FILM_SECTIONS = 4
 WINDOW_FRAMES = 17  # 5 latents
-WHOLE_FROM = (
-    0.75  # of all steps: before it, quarters of the picture around the object, which cost a quarter of the time
-)
-CONFIG = {
-    "double_z": True,
-    "z_channels": 16,
-    "resolution": 256,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 32,  # the host builds norms of 32 groups, whatever replaces them
-    "ch_mult": [1, 1, 1, 2],
-    "num_res_blocks": 1,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-    "conv3d": True,
-    "time_compress": 4,
-}
+WHOLE_FROM = 0.75  # of all steps: before it quarters of the picture around the object, for a quarter of the time
+WIDTH = 32  # the host builds norms of 32 groups, whatever replaces them
 
 
 def train_vae(arguments: argparse.Namespace) -> None:
@@ -91,7 +76,10 @@ def new_vae(device: str, seed: int) -> Any:
     """The host's class, with norms without statistics and weights that let pictures through."""
     from comfy.ldm.models.autoencoder import AutoencoderKL
 
-    model = AutoencoderKL(ddconfig=CONFIG, embed_dim=CONFIG["z_channels"]).to(device)
+    from ...framepack_core.comfy_host.checkpoint_set import vae_config
+
+    config = vae_config(WIDTH, [1, 1, 1, 2], 1)
+    model = AutoencoderKL(ddconfig=config, embed_dim=config["z_channels"]).to(device)
     use_affine_norms(model)
     initialise_autoencoder(model, torch.Generator(device).manual_seed(seed))
     return model.requires_grad_(True)
@@ -128,7 +116,7 @@ def save_vae(model: Any, path: Path, frames: Tensor) -> None:
     """The checkpoint: bf16 weights, and latents of these frames that have the scale hosts expect."""
     scale_latents(model, float(code(model, frames).mean.std()))
     tensors = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, tensors, {METADATA_KEY: json.dumps({"norms": "affine"})})
+    write_atomically(path, tensors, {METADATA_KEY: json.dumps({"norms": AFFINE})})
 
 
 @torch.no_grad()
