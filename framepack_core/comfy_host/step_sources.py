@@ -106,7 +106,7 @@ def parts_of_step(call: Call) -> dict[str, Any]:
     # the newer host's counts what it would take from weights, which give way there
     free = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)(call.x.device)
     piece = mlp_piece(call.transformer.config, batch * tokens, call.x.element_size(), free)
-    return {"step": step, "section": section, "mlp_piece": None if piece is None else max(1, piece // batch)}
+    return {"step": step, "section": section, "mlp_piece": max(1, piece // batch)}
 
 
 def step_inputs(call: Call) -> StepInputs:

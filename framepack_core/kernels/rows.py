@@ -44,10 +44,17 @@ def modulated_norm(
     return out
 
 
-def gated_sum(residual: Tensor, branch: Tensor, gate: Tensor, rows: int = ROWS, warps: int | None = None) -> Tensor:
-    """residual [B, L, D] plus branch [B, L, D] times gate [B, 1, D]."""
+def gated_sum(
+    residual: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    out: Tensor | None = None,
+    rows: int = ROWS,
+    warps: int | None = None,
+) -> Tensor:
+    """residual [B, L, D] plus branch [B, L, D] times gate [B, 1, D]; into out, whose rows lie side by side."""
     batch, length, width = residual.shape
-    out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
+    out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device) if out is None else out
     with on_device_of(residual):
         _gated_sum_kernel[(triton.cdiv(length, rows), batch)](
             residual,

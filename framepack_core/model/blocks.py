@@ -5,6 +5,7 @@ packed history and the section, "text" the image-condition tokens followed by th
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -160,8 +161,8 @@ class DoubleBlock(nn.Module):
         visual, normed = gated_norm(visual, visual_branch, gate, mlp_shift, mlp_scale)
         text, t_normed = gated_norm(text, text_branch, t_gate, t_mlp_shift, t_mlp_scale)
         del visual_branch, text_branch
-        visual = gated_sum(visual, in_pieces(self.ff, extent.piece, normed), mlp_gate)
-        text = gated_sum(text, in_pieces(self.ff_context, extent.piece, t_normed), t_mlp_gate)
+        visual = in_pieces(partial(_add_mlp, self.ff, mlp_gate), extent.piece, visual, normed)
+        text = in_pieces(partial(_add_mlp, self.ff_context, t_mlp_gate), extent.piece, text, t_normed)
         return visual, text
 
     def _joint_heads(self, visual: Tensor, text: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,13 +217,20 @@ class SingleBlock(nn.Module):
         v = split_heads(attn.to_v(normed), attn.heads)
         mixed = attend(self.services.attention, q, k, v, extent.lengths, options)  # [B, L, D]
         del q, k, v, normed  # before the MLP, which needs the memory
-        return gated_sum(x[:, wanted], in_pieces(self._project_out, extent.piece, mixed, wanted_normed), gate)
+        return in_pieces(partial(self._add_branches, gate), extent.piece, x[:, wanted], mixed, wanted_normed)
 
-    def _project_out(self, mixed: Tensor, normed: Tensor) -> Tensor:
-        """Output projection of [attention | MLP], both written into its input: no third copy of the MLP's part."""
+    def _add_branches(
+        self, gate: Tensor, x: Tensor, mixed: Tensor, normed: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        """x plus the gated projection of [attention | MLP], both written into its input: no third copy of the MLP's."""
         hidden = self.proj_mlp(normed)  # [B, L, mlp_dim]
         joined = mixed.new_empty(*mixed.shape[:2], mixed.shape[2] + hidden.shape[2])
         joined[..., : mixed.shape[2]] = mixed
         gelu(hidden, out=joined[..., mixed.shape[2] :])
         del hidden
-        return self.proj_out(joined)
+        return gated_sum(x, self.proj_out(joined), gate, out)
+
+
+def _add_mlp(mlp: nn.Module, gate: Tensor, x: Tensor, normed: Tensor, out: Tensor | None = None) -> Tensor:
+    """x plus the gated MLP of its norm."""
+    return gated_sum(x, mlp(normed), gate, out)

@@ -41,13 +41,14 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return rows.modulated_norm(x, shift, scale, NORM_EPS)
 
 
-def gated_sum(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
-    """residual [B, L, D] plus branch [B, L, D] times gate [B, 1, D]."""
-    if not (_fuses(residual, branch, gate) and _are_rows(residual, (branch,), (gate,))):
-        return eager_gated_sum(residual, branch, gate)
+def gated_sum(residual: Tensor, branch: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
+    """residual [B, L, D] plus branch [B, L, D] times gate [B, 1, D]; into out, some tokens of a contiguous buffer."""
+    into = () if out is None else (out,)
+    if not (_fuses(residual, branch, gate, *into) and _are_rows(residual, (branch, *into), (gate,))):
+        return eager_gated_sum(residual, branch, gate, out)
     from ..kernels import rows
 
-    return rows.gated_sum(residual, branch, gate)
+    return rows.gated_sum(residual, branch, gate, out)
 
 
 def gated_norm(residual: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,9 +93,9 @@ def eager_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
-def eager_gated_sum(residual: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+def eager_gated_sum(residual: Tensor, branch: Tensor, gate: Tensor, out: Tensor | None = None) -> Tensor:
     """gated_sum in plain torch."""
-    return residual + branch * gate
+    return _into(out, residual + branch * gate)
 
 
 def eager_gated_norm(

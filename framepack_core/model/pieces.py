@@ -2,30 +2,37 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .config import FramePackConfig
 
 SMALLEST_PIECE = 1024
 """Tokens. Fewer leave a card idle, and layers that are streamed are fetched once for every piece."""
+LARGEST_PIECE = 4096
+"""Tokens. More fill memory and make no card busier (docs/benchmarks.md)."""
 
 
-def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) -> int | None:
-    """Most tokens for an MLP at once, so that it fits into `free` bytes; None when all of them do.
+def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) -> int:
+    """Most tokens for an MLP at once, so that it fits into `free` bytes.
 
     A token needs the hidden layer twice, before and after the activation, and what is joined to it and comes out. Five
     more tensors of the blocks' width live at the same time: the stream, its norm, the attention, the branch, the sum.
     """
     room = free - 5 * tokens * config.width * itemsize
     each = (2 * config.mlp_dim + 2 * config.width) * itemsize
-    return None if tokens * each <= room else max(room // each, SMALLEST_PIECE)
+    return min(max(room // each, SMALLEST_PIECE), LARGEST_PIECE)
 
 
 def in_pieces(function: Callable[..., Tensor], piece: int | None, *inputs: Tensor) -> Tensor:
-    """function of inputs [B, L, ...], which treats every token alone, on at most `piece` tokens at a time."""
+    """function of inputs [B, L, ...], which treats every token alone, on at most `piece` tokens at a time.
+
+    Its result is shaped as the first input; of pieces it gets the place to write to as `out`.
+    """
     length = inputs[0].shape[1]
     if piece is None or piece >= length:
         return function(*inputs)
-    done = [function(*(x[:, first : first + piece] for x in inputs)) for first in range(0, length, piece)]
-    return torch.cat(done, dim=1)
+    out = inputs[0].new_empty(inputs[0].shape)
+    for first in range(0, length, piece):
+        here = slice(first, first + piece)
+        function(*(x[:, here] for x in inputs), out=out[:, here])
+    return out

@@ -70,15 +70,15 @@ def forward_flops(config: FramePackConfig, tokens: int) -> float:
     return float(blocks * (linear + 4 * tokens**2 * width))
 
 
-def activation_bytes(config: FramePackConfig, tokens: int, itemsize: int, piece: int | None = None) -> int:
+def activation_bytes(config: FramePackConfig, tokens: int, itemsize: int, piece: int) -> int:
     """Largest memory of a block beside its weights, for all tokens of a batch.
 
     Attention holds eight tensors of the blocks' width: the stream, its norm, q k v, q and k turned, the outcome. The
-    MLP holds five, and for the tokens that it takes at once (piece; None: all) its hidden layer before and after the
+    MLP holds five, and for the tokens that it takes at once (piece) its hidden layer before and after the
     activation, its input and its output.
     """
     attention = 8 * tokens * config.width
-    mlp = 5 * tokens * config.width + min(piece or tokens, tokens) * 2 * (config.mlp_dim + config.width)
+    mlp = 5 * tokens * config.width + min(piece, tokens) * 2 * (config.mlp_dim + config.width)
     return itemsize * max(attention, mlp)
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ..constants import FRAMES_PER_SECOND, LATENT_CHANNELS, PIXELS_PER_LATENT
 from ..history import film_frames
+from ..model.pieces import LARGEST_PIECE, SMALLEST_PIECE
 from .cost import Tokens, activation_bytes, count_tokens, forward_flops
 from .request import Machine, Request
 from .rules import RULES, Message
 
-SMALLEST_PIECE = 1024  # tokens that an MLP takes at least
 GIB = 2**30
 
 
@@ -146,7 +146,7 @@ def spans_of(request: Request) -> tuple[Span, ...]:
 
 def _memory(request: Request, machine: Machine, tokens: int, forwards: int) -> tuple[int, int, int]:
     """(weights on the card, activations, what is missing), bytes."""
-    full = activation_bytes(request.config, tokens * forwards, request.itemsize)
+    full = activation_bytes(request.config, tokens * forwards, request.itemsize, LARGEST_PIECE)
     least = activation_bytes(request.config, tokens * request.batch, request.itemsize, SMALLEST_PIECE)
     loop = request.weights.loop
     if machine.vram is None:

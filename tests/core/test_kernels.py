@@ -62,7 +62,11 @@ def test_modulated_norm(size, dtype):
 @pytest.mark.parametrize("size", SIZES)
 def test_gated_sum(size, dtype):
     x, gate, _ = norm_inputs(size, dtype)
-    check(rows.gated_sum, elementwise.eager_gated_sum, (x, random(*size, dtype=dtype), gate))
+    branch = random(*size, dtype=dtype)
+    check(rows.gated_sum, elementwise.eager_gated_sum, (x, branch, gate))
+    buffer = torch.zeros(size[0], size[1] + 2, size[2], dtype=dtype, device=DEVICE)
+    assert torch.equal(rows.gated_sum(x, branch, gate, buffer[:, 1:-1]), rows.gated_sum(x, branch, gate))
+    assert not buffer[:, [0, -1]].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -51,9 +51,9 @@ def test_weights_are_those_of_the_released_checkpoints():
 
 
 def test_activations_grow_with_tokens_and_pieces_make_them_smaller():
-    whole = activation_bytes(FULL, 19257, 2)
+    whole = activation_bytes(FULL, 19257, 2, 19257)
     assert 1.6 * GIB < whole < 2.1 * GIB  # torch: 26.0 GiB with 24.0 of weights (docs/benchmarks.md)
-    assert activation_bytes(FULL, 2 * 19257, 2) == 2 * whole
+    assert activation_bytes(FULL, 2 * 19257, 2, 2 * 19257) == 2 * whole
     assert activation_bytes(FULL, 19257, 2, 1024) < 0.6 * whole
 
 
@@ -91,7 +91,7 @@ def test_time_is_measured_said_or_guessed_in_that_order():
 def test_weights_that_do_not_fit_are_streamed_and_the_rest_stays():
     all_fit, _ = resolve(PLAIN, H200)
     assert (all_fit.on_card, all_fit.streamed) == (17 * GIB, 0)
-    assert all_fit.vram == 17 * GIB + activation_bytes(FULL, 19257, 2)
+    assert all_fit.vram == 17 * GIB + activation_bytes(FULL, 19257, 2, 4096)
     small = replace(H200, vram=12 * GIB)
     part, _ = resolve(PLAIN, small)
     assert part.streamed == 17 * GIB - part.on_card > 0

@@ -227,11 +227,11 @@ def test_mlps_in_pieces_give_the_same(reference, piece):
     torch.testing.assert_close(out, run_ours(model, given), atol=1e-5, rtol=1e-5)
 
 
-def test_pieces_are_as_large_as_memory_lets_them():
+def test_pieces_are_as_large_as_memory_lets_them_up_to_4096_tokens():
     config, tokens = FramePackConfig(), 19_257
     streams = 5 * tokens * config.width * 2
     each = (2 * config.mlp_dim + 2 * config.width) * 2
-    assert mlp_piece(config, tokens, 2, streams + tokens * each) is None
-    assert mlp_piece(config, tokens, 2, streams + tokens * each - 1) == tokens - 1
+    assert mlp_piece(config, tokens, 2, streams + tokens * each) == 4096
+    assert mlp_piece(config, tokens, 2, streams + 4096 * each - 1) == 4095
     assert mlp_piece(config, tokens, 2, streams + 3000 * each) == 3000
     assert mlp_piece(config, tokens, 2, 0) == 1024
