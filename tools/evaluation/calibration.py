@@ -25,7 +25,7 @@ def patch_of(variant: Variant, order: Order, tools: Tools) -> Callable[[Any], An
 
 
 def with_magcache(model: Any, tools: Tools, order: Order, preset: str) -> Any:
-    """A clone of MODEL with this preset of MagCache and ratios of one section, as FramePack Calibrate Skipping measures them."""
+    """A clone of MODEL with this preset of MagCache and the ratios of one section."""
     tables: list[MagnitudeTable] = []
     scenes, prompts = draw_films(FILMS, SECTIONS, SEED)
     history, _ = empty_history(tools, scenes, order)
