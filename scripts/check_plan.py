@@ -6,12 +6,14 @@
 Needs a CUDA card with 40 GB, 60 GB of RAM, 26 GB in --scratch for random weights of the released size (those of
 bench.py), and an interpreter with ComfyUI's requirements. For a budget all but so many GiB of the card is taken away.
 The first row is guessed from the card's name; its report then gives the time of the others, as it would for a user.
-ComfyUI's memory management is the static one, which is what runs without its main.py. Every row is one section.
+ComfyUI's memory management is the static one, which is what runs without its main.py. Every row is one section in a
+process of its own, and RAM is what that process takes on top of a card that has been woken up.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 from benchmark.meters import GIB, all_but
 from host_attach import attach_host
 
+RESULT = "RESULT "
 FIGURES = {  # estimate -> totals of the report, and what one unit of the table is
     "seconds_per_step": ("seconds_per_step", 1),
     "vram": ("peak_vram", GIB),
@@ -32,17 +35,27 @@ FIGURES = {  # estimate -> totals of the report, and what one unit of the table 
 
 def main() -> None:
     arguments = parse_arguments()
-    attach_host(arguments.host, cpu=not torch.cuda.is_available())
-    rows, report = [], None
-    with torch.inference_mode():
-        for budget in arguments.budgets:
-            with all_but(budget):
-                for size in arguments.sizes:
-                    row, report = check(size, budget, arguments, report)
-                    rows.append(row)
-                    print_row(row)
-                    if arguments.json:
-                        arguments.json.write_text(json.dumps({"command": " ".join(sys.argv), "rows": rows}, indent=2))
+    if arguments.row:
+        attach_host(arguments.host, cpu=not torch.cuda.is_available())
+        size, budget = arguments.row
+        with torch.inference_mode(), all_but(float(budget)):
+            print(RESULT + json.dumps(check(size, float(budget), arguments)))
+        return
+    rows: list[dict[str, Any]] = []
+    for budget in arguments.budgets:
+        for size in arguments.sizes:
+            rows.append(row_of_its_own_process(size, budget, rows))
+            print_row(rows[-1])
+            if arguments.json:
+                arguments.json.write_text(json.dumps({"command": " ".join(sys.argv), "rows": rows}, indent=2))
+
+
+def row_of_its_own_process(size: str, budget: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row that this script, called once more, prints; it knows the first row's report."""
+    report = json.dumps(rows[0]["report"]) if rows else ""
+    command = [sys.executable, *sys.argv, "--row", size, str(budget), "--report", report]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.rpartition(RESULT)[2])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,6 +68,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="small random weights, to try the script")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "framepack_bench")
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument(
+        "--row", nargs=2, default=None, help="size and budget of the one row to make; prints it as JSON"
+    )
+    parser.add_argument("--report", default="", help="with --row: JSON of the run report that gives the speed")
     arguments = parser.parse_args()
     if arguments.host is None:
         parser.error("name a ComfyUI folder with --host or COMFYUI_PATH")
@@ -62,9 +79,8 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def check(size: str, budget: float, arguments: argparse.Namespace, report: str | None) -> Any:
-    """(row of one film, report for the next rows)"""
-    import comfy.model_management
+def check(size: str, budget: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The row of one film."""
     from benchmark.setting import CONFIGS, new_film, prompt, weights_file
     from framepack_pack.framepack_core.comfy_host import plan_request
     from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
@@ -77,12 +93,13 @@ def check(size: str, budget: float, arguments: argparse.Namespace, report: str |
 
     config, device = "tiny" if arguments.tiny else "13b", torch.device("cuda" if torch.cuda.is_available() else "cpu")
     weights = weights_file(arguments.scratch, config, device)
+    wake_up(device)
     before = psutil.Process().memory_info().rss
     model = load_transformer(weights, arguments.weight_dtype)
     width, height = map(int, size.split("x"))
     history, positive = new_film(CONFIGS[config], width, height), prompt(CONFIGS[config])
     facts = plan_request.model_facts(model)
-    settings = {"steps": arguments.steps, "speed": read_speed(report) if report else None}
+    settings = {"steps": arguments.steps, "speed": read_speed(arguments.report) if arguments.report else None}
     request = plan_request.read_request(history, facts, positive, settings=settings)
     estimate, messages = resolve(request, plan_request.read_machine("this machine", 0.0, model, history))
     record = RunRecord(history)
@@ -91,9 +108,7 @@ def check(size: str, budget: float, arguments: argparse.Namespace, report: str |
     measured = record.report(model, positive, sampling)
     totals = measured.totals()
     totals["ram"] -= before
-    comfy.model_management.unload_all_models()
-    comfy.model_management.soft_empty_cache()
-    row = {
+    return {
         "size": size,
         "budget_gib": budget,
         "estimate": figures(estimate),
@@ -101,7 +116,12 @@ def check(size: str, budget: float, arguments: argparse.Namespace, report: str |
         "measured": totals,
         "report": json.loads(measured.as_json()),
     }
-    return row, report or measured.as_json()
+
+
+def wake_up(device: torch.device) -> None:
+    """Load what every run loads: the driver, and libraries of matrix products and attention."""
+    x = torch.ones(1, 1, 256, 64, dtype=torch.bfloat16, device=device)
+    torch.nn.functional.scaled_dot_product_attention(x @ x.mT @ x, x, x).sum().item()
 
 
 def print_row(row: dict[str, Any]) -> None:
