@@ -143,7 +143,7 @@ def table(runs: list[dict]) -> str:
 def note(run: dict) -> str:
     """What only some rows have."""
     parts = [f"load {run['load_s']:.1f} s, first {run['first_ms']:.0f} ms"] if "first_ms" in run else []
-    parts += [f"section {run['section_s']:.2f} s"] if "section_s" in run else []
+    parts += [f"section {run['section_s']:.2f} s, {run['computed']} steps computed"] if "section_s" in run else []
     parts += [f"new prompt +{run['new_prompt_ms']:.0f} ms"] if "new_prompt_ms" in run else []
     parts += [f"{key.removesuffix('_relative_l2')} {run[key]:.1e}" for key in run if key.endswith("_relative_l2")]
     parts += [f"{len(run['waits'])} places that wait"] if "waits" in run else []

@@ -1,5 +1,8 @@
 """ComfyUI and the pack, importable by the scripts that stand outside of both."""
 
+import importlib
+import importlib.util
+import os
 import sys
 import types
 from collections.abc import Sequence
@@ -29,3 +32,6 @@ def attach_host(host: Path, cpu: bool, flags: Sequence[str] = ()) -> None:
     import comfy.cli_args  # reads the flags
 
     sys.argv = arguments
+    if importlib.util.find_spec("comfy.zluda"):  # ComfyUI-Zluda, a derivative for AMD cards
+        importlib.import_module("comfy.zluda")
+        os.environ.pop("DISABLE_ADDMM_CUDA_LT", None)  # it turns cuBLASLt off, which ComfyUI does not

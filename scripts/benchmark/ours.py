@@ -129,13 +129,17 @@ def measure_forward(bench: Bench, row: Row) -> tuple[dict, list[Tensor]]:
 
 
 def measure_section(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
-    """Wall time of a section of 25 steps, after one that warms up."""
-    history = bench.sample(bench.film(), STEPS, prompt(bench.config))
-    done = len(bench.watch.marks)
-    begun = time.perf_counter()
-    bench.sample(history, STEPS, prompt(bench.config))
-    section = time.perf_counter() - begun
-    return {"steps_ms": bench.watch.milliseconds()[done:], "section_s": section}, []
+    """Wall time of a film's second section of 25 steps, tables known, by the run's own report; steps of both."""
+    from framepack_pack.framepack_core.comfy_host.run_record import RunRecord
+    from framepack_pack.framepack_core.comfy_host.section_denoiser import Sampling, sample_sections, unipc_sampler
+    from framepack_pack.framepack_core.schedule import section_sigmas
+
+    history, positive = bench.film(), prompt(bench.config)
+    record, sampling = RunRecord(history), Sampling(unipc_sampler(), section_sigmas(history, STEPS), 1.0, 0.0)
+    sample_sections(record.watch(bench.model), positive, None, history, sampling, 2)
+    section = record.report(bench.model, positive, sampling).sections[-1]
+    figures = {"section_s": section.seconds, "computed": section.computed, "report": str(section)}
+    return {"steps_ms": bench.watch.milliseconds(), **figures}, []
 
 
 def measure_films(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
@@ -173,7 +177,10 @@ def measure_prompt(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
 
 
 def measure_switches(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
-    """A section of few steps with and without step tables and with MLPs in pieces; where a step waits for the card."""
+    """A section of few steps, twice, without step tables, with MLPs in smaller pieces; where a step waits for the card.
+
+    The first section is left out of the comparison: while weights arrive, products may be computed by other kernels.
+    """
     from framepack_pack.framepack_core.comfy_host.shelf import shelved_bytes
     from framepack_pack.framepack_core.model.step_table import StepTable
     from framepack_pack.framepack_core.model.transformer import FramePackTransformer
@@ -191,7 +198,10 @@ def measure_switches(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
     def in_pieces(self: Any, x: Any, step: Any, section: Any, options: Any, _piece: Any) -> Tensor:
         return velocity(self, x, step, section, options, PIECE)
 
-    usual, figures = section(), {"shelved_gib": shelved_bytes(bench.model.model) / GIB}
+    figures = {"shelved_gib": shelved_bytes(bench.model.model) / GIB}
+    first, usual, again = section(), section(), section()
+    figures["first_relative_l2"] = float((first - usual).norm() / usual.norm())
+    figures["again_relative_l2"] = float((again - usual).norm() / usual.norm())
     for name, owner, attribute, other in (
         ("no_tables", StepTable, "look_up", forgetting),
         ("pieces", FramePackTransformer, "velocity", in_pieces),
@@ -222,7 +232,21 @@ def waits(bench: Bench) -> list[str]:
     return sorted({f"{w.filename}:{w.lineno} {w.message}" for w in caught if "synchroniz" in str(w.message)})
 
 
+def measure_profile(bench: Bench, _: Row) -> tuple[dict, list[Tensor]]:
+    """Milliseconds a forward spends in each kernel, the longest first, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    bench.sample(bench.film(), bench.options.warm_up, prompt(bench.config))
+    done, forwards = len(bench.watch.marks), bench.options.timed
+    with profile(activities=[ProfilerActivity.CUDA if bench.device.type == "cuda" else ProfilerActivity.CPU]) as trace:
+        bench.sample(bench.film(), forwards, prompt(bench.config))
+    spent = sorted(trace.key_averages(), key=lambda event: -event.self_device_time_total)
+    kernels = {e.key[:120]: [e.self_device_time_total / 1000 / forwards, e.count / forwards] for e in spent[:40]}
+    return {"steps_ms": bench.watch.milliseconds()[done:], "kernels": kernels}, []
+
+
 MEASURES = {
+    "profile": measure_profile,
     "forward": measure_forward,
     "section": measure_section,
     "films": measure_films,

@@ -56,6 +56,7 @@ ROWS: dict[str, Row] = {
     "ours-fp8": Row("ours", "ours, fp8 row-wise", weight_dtype="fp8_e4m3fn_rowwise"),
     "ours-fp8-tensorwise": Row("ours", "ours, the host's fp8_e4m3fn_fast", weight_dtype="fp8_e4m3fn_fast"),
     "ours-int8": Row("ours", "ours, int8_convrot by the host", weight_dtype="int8_convrot"),
+    "section": Row("ours", "ours, exact, a section of 25 steps", measure="section", compares=False),
     "ours-magcache": Row("ours", "ours + MagCache balanced", patch=step_skipping, measure="section", compares=False),
     "ours-fp8-magcache": Row(
         "ours", "ours, fp8 row-wise + MagCache balanced", weight_dtype="fp8_e4m3fn_rowwise", patch=step_skipping,
@@ -66,6 +67,10 @@ ROWS: dict[str, Row] = {
         f"ours-fp8-{gib}g": Row("ours", f"ours, fp8, {gib} GiB", weight_dtype="fp8_e4m3fn_rowwise", budget_gib=gib)
         for gib in (12, 8, 6, 4)
     },
+    "profile": Row("ours", "ours, profiled", measure="profile", compares=False),
+    "profile-fp8": Row(
+        "ours", "ours, fp8 row-wise, profiled", weight_dtype="fp8_e4m3fn_rowwise", measure="profile", compares=False
+    ),
     "drift": Row("ours", "ours, 12 sections of 2 steps", measure="films", compares=False),
     "new-prompt": Row("ours", "ours, first forward of a new prompt (step tables)", measure="prompt", compares=False),
     "switches": Row("ours", "ours, what must not change a film, and waits", measure="switches", compares=False),
