@@ -188,6 +188,12 @@ def test_captions_keep_to_the_vocabulary():
     assert len(words) < 200
 
 
+def test_a_motion_can_be_drawn_more_often():
+    motions = random_scenes(300, 4, seeded(), odds={"spins": 8.0}).motions
+    assert 0.4 < float((motions == MOTIONS.index("spins")).float().mean()) < 0.6
+    assert len(motions.unique()) == len(MOTIONS)
+
+
 def test_no_two_motions_share_a_wording():
     wordings = [text for motion in MOTIONS for pair in motion_phrases(motion) for text in pair]
     assert len(set(wordings)) == len(wordings)

@@ -35,6 +35,7 @@ class FilmSettings:
     wordings: int = 4  # of every section's caption; half of them name shape, colour, size and background
     size: int = 128  # pixels
     seed: int = 0
+    spins: float = 1.0  # how often an object spins, against once for every other motion
 
 
 class Dataset(NamedTuple):
@@ -71,7 +72,7 @@ def make_dataset(settings: FilmSettings, encoders: Encoders) -> Dataset:
     device = encoders.coder.device
     shares = torch.tensor_split(torch.arange(settings.films), len(settings.sections))
     scenes = [
-        random_scenes(len(share), sections, generator, device=device)
+        random_scenes(len(share), sections, generator, odds={"spins": settings.spins}, device=device)
         for share, sections in zip(shares, settings.sections, strict=True)
         if len(share)
     ]

@@ -38,7 +38,9 @@ def run_stage(arguments: argparse.Namespace) -> None:
         print(f"[{time.monotonic() - begun:.0f} s] {text}", flush=True)
 
     encoders = load_encoders(out, device)
-    settings = FilmSettings(arguments.films, tuple(arguments.sections), size=arguments.size, seed=arguments.seed)
+    settings = FilmSettings(
+        arguments.films, tuple(arguments.sections), size=arguments.size, seed=arguments.seed, spins=arguments.spins
+    )
     dataset = cached_dataset(settings, encoders, out, out / "films.safetensors")
     tell(f"{settings.films} films, {len(dataset.prompts.features)} prompts")
     training = Training(
@@ -46,6 +48,7 @@ def run_stage(arguments: argparse.Namespace) -> None:
         arguments.batch,
         arguments.batches,
         arguments.seed,
+        text_alone=arguments.text_alone,
         rates=replace(Rates(), muon=arguments.muon, adamw=arguments.adamw),
         compiles=device.type == "cuda" and not arguments.no_compile,
         start_from=arguments.start_from,

@@ -1,5 +1,7 @@
 """Random films, from combinations for training or from those that only tests may show."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -23,9 +25,12 @@ def random_scenes(
     generator: torch.Generator,
     *,
     for_tests: bool = False,
+    odds: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
 ) -> Scenes:
     """Films of random looks and motions; for_tests: of held-out combinations only, else of the others only.
+
+    odds: how often a motion is drawn, where it is not once in MOTIONS.
 
     The generator is a CPU one, so that a seed gives the same films on every device. The object starts well inside the
     picture.
@@ -41,9 +46,16 @@ def random_scenes(
         background=background,
         start=_MARGIN + (1 - 2 * _MARGIN) * torch.rand(count, 2, generator=generator),
         variant=torch.rand(count, VARIANTS, generator=generator),
-        motions=torch.randint(len(MOTIONS), (count, sections), generator=generator),
+        motions=_motions(count, sections, generator, odds),
     )
     return scenes.to(device)
+
+
+def _motions(count: int, sections: int, generator: torch.Generator, odds: Mapping[str, float] | None) -> Tensor:
+    if not odds:
+        return torch.randint(len(MOTIONS), (count, sections), generator=generator)
+    weights = torch.tensor([odds.get(motion, 1.0) for motion in MOTIONS])
+    return weights.multinomial(count * sections, replacement=True, generator=generator).unflatten(0, (count, sections))
 
 
 def _reserved(shape: Tensor, colour: Tensor, background: Tensor) -> Tensor:
