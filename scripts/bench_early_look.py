@@ -5,10 +5,10 @@
     COMFYUI_PATH=... python3 scripts/bench_early_look.py --tiny --size 64 --steps 2      (to try it without a card)
 
 Random weights: the released transformer (26 GB in bf16, bench.py's, or --tiny), the full VAE, TAEHV. A look is off, or
-taehv or vae with preview or file. One warm-up section for each look, then --rounds times all of them one after the
-other. Prints one JSON line for each run, then for each look the medians: seconds of the run, share by which that is
-slower than off of the same round, seconds that sampling stood still, and what is left: the share that encoding behind
-it costs.
+taehv or vae with preview or file. One warm-up section of two steps for each look, then --rounds times all of them one
+after the other. Prints one JSON line for each run, then for each look the medians: seconds of the run, share by which
+that is slower than off of the same round, seconds that sampling stood still, and what is left: the share that encoding
+behind it costs.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from bench_decode import write_weights
 from host_attach import attach_host
 
 LOOKS = ["off", "taehv:preview", "taehv:file", "vae:preview", "vae:file"]
+WARM_UP_STEPS = 2
 
 
 def main() -> None:
@@ -34,11 +35,11 @@ def main() -> None:
     with torch.inference_mode(), tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         bench = Bench(arguments, Path(scratch))
         for look in arguments.looks:
-            bench.run(look, 1)
+            bench.run(look, 1, WARM_UP_STEPS)
         rows = []
         for number in range(arguments.rounds):
             for look in arguments.looks:
-                rows.append({"round": number, "look": look, **bench.run(look, arguments.sections)})
+                rows.append({"round": number, "look": look, **bench.run(look, arguments.sections, arguments.steps)})
                 print(json.dumps(rows[-1]), flush=True)
     report = {"command": " ".join(sys.argv), "machine": machine(arguments.host), "rows": rows, "looks": summary(rows)}
     print(json.dumps({"machine": report["machine"], "looks": report["looks"]}, indent=2))
@@ -80,17 +81,17 @@ class Bench:
         write_weights(scratch / "vae.safetensors", 32 if arguments.tiny else 128)
         self.model = load_transformer(weights_file(arguments.scratch, name, torch.device(device)))
         self.vaes = {"vae": load_vae(scratch / "vae.safetensors"), "taehv": random_taehv()}
-        self.steps, self.scratch, self.films = arguments.steps, scratch, 0
+        self.scratch, self.films = scratch, 0
         plan = {"backward": plan_backward, "forward": plan_forward}[arguments.direction]
         self.history = new_film(CONFIGS[name], arguments.size, arguments.size, max(arguments.sections, 4), plan)
         self.positive = prompt(CONFIGS[name])
 
-    def run(self, look: str, sections: int) -> dict[str, Any]:
+    def run(self, look: str, sections: int, steps: int) -> dict[str, Any]:
         from framepack_pack.framepack_core.comfy_host.section_denoiser import Sampling, sample_sections, unipc_sampler
         from framepack_pack.framepack_core.schedule import section_sigmas
 
         early = self.early_look(look)
-        sampling = Sampling(unipc_sampler(), section_sigmas(self.history, self.steps), 1.0, 0.0)
+        sampling = Sampling(unipc_sampler(), section_sigmas(self.history, steps), 1.0, 0.0)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
