@@ -28,15 +28,16 @@ def channel_sums(x: Tensor, rows: int = ROWS, warps: int = 4) -> tuple[Tensor, T
     return total[0], total[1]
 
 
-def scaled_silu(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, silu: bool = True, rows: int = 8) -> Tensor:
-    """silu(x * scale + shift) of frames [F, H, W, C] contiguous into the inside of out [F, H + 2, W + 2, C].
+def padded(x: Tensor, scale_shift: tuple[Tensor, Tensor] | None, out: Tensor, rows: int = 8) -> Tensor:
+    """silu(x * scale + shift), or x, of frames [F, H, W, C] into out [F, H + 2, W + 2, C]; both contiguous.
 
-    The border of out repeats the outermost pixels. scale, shift: float32 [C]. silu: False leaves it out.
+    The border of out repeats the outermost pixels. scale, shift: float32 [C].
     """
     count, height, width, channels = x.shape
     total = count * (height + 2) * (width + 2)
+    scale, shift = scale_shift if scale_shift is not None else (x, x)  # nothing is read from them then
     with on_device_of(x):
-        _scaled_silu_kernel[(triton.cdiv(total, rows),)](
+        _padded_kernel[(triton.cdiv(total, rows),)](
             x,
             scale,
             shift,
@@ -47,7 +48,7 @@ def scaled_silu(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, silu: bool
             channels,
             ROWS=rows,
             BLOCK=triton.next_power_of_2(channels),
-            SILU=silu,
+            NORM=scale_shift is not None,
             num_warps=4,
         )
     return out
@@ -72,7 +73,7 @@ def _sums_kernel(x, sums, count, programs, CHANNELS: tl.constexpr, ROWS: tl.cons
 
 
 @triton.jit(do_not_specialize=["total"])
-def _scaled_silu_kernel(
+def _padded_kernel(
     x,
     scale,
     shift,
@@ -83,7 +84,7 @@ def _scaled_silu_kernel(
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    SILU: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -95,10 +96,10 @@ def _scaled_silu_kernel(
     inside = (place < total)[:, None] & (column < CHANNELS)[None, :]
     at = ((frame * height + row) * width + across) * CHANNELS
     value = tl.load(x + at[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    times = tl.load(scale + column, mask=column < CHANNELS, other=0.0)
-    plus = tl.load(shift + column, mask=column < CHANNELS, other=0.0)
-    value = value * times[None, :] + plus[None, :]
-    if SILU:
+    if NORM:
+        times = tl.load(scale + column, mask=column < CHANNELS, other=0.0)
+        plus = tl.load(shift + column, mask=column < CHANNELS, other=0.0)
+        value = value * times[None, :] + plus[None, :]
         value = value / (1.0 + tl.exp(-value))
     at = place.to(tl.int64) * CHANNELS
     tl.store(out + at[:, None] + column[None, :], value.to(out.dtype.element_ty), mask=inside)
