@@ -31,8 +31,8 @@ class Launch(NamedTuple):
 LAUNCH = Launch()
 
 
-def launch_for(columns: int, channels: int, frames: Tensor) -> Launch:
-    """A launch for so many output and input channels on the card of the frames."""
+def launch_for(columns: int, channels: int) -> Launch:
+    """A launch for so many output and input channels."""
     if columns < 64 or channels < 64:
         return Launch(128, 64, 64, 4, 3)
     return Launch(128, 128, 64, 8, 3)

@@ -105,9 +105,9 @@ class Decoder:
     levels: tuple[Level, ...]  # from the smallest pictures to the largest
     frames_out: FrameOutput
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stream(self, latents: Tensor, piece: int = PIECE, middle: int = MIDDLE) -> Iterator[Tensor]:
-        """Frames of latents [1, 16, T, h, w] in order, [F, H, W, 3] each; 4 T - 3 together, values about -1 to 1.
+        """Frames of latents [1, 16, T, h, w] in order, [F, H, W, 3] a piece; 4 T - 3 together, values about -1 to 1.
 
         piece, middle: latents that share the statistics of norms, in the levels and in the middle. The latents may lie
         elsewhere; a piece of the middle's is brought to the weights' device and dtype at a time.
@@ -128,7 +128,7 @@ class Decoder:
                 blocks = [torch.cat(waiting[first : min(first + piece, ready)])]
                 for level in self.levels:
                     blocks = level(blocks, carried)
-                yield from self.frames_out(blocks, carried)
+                yield torch.cat(list(self.frames_out(blocks, carried)))
             del waiting[:ready]
 
 

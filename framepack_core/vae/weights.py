@@ -11,21 +11,23 @@ from .convolution import Taps
 from .decoder import Decoder, FrameOutput, Level, Middle
 from .layers import CausalConvolution, Norm, ResidualBlock, Upsampler
 
+UNUSED = ("encoder.", "quant_conv.")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
-class UnknownVae(ValueError):
+class UnknownVaeError(ValueError):
     """The VAE object is not built as expected, or something has been put around its modules."""
 
 
 def build_decoder(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The decoder of a VAE `model` with copies of its weights on `device`.
 
-    Raises UnknownVae, whose message says why, for a model with other weights than HunyuanVideo's, other norms, or hooks.
+    Raises UnknownVaeError, which says why, for a model with other weights than HunyuanVideo's, other norms, or hooks.
+    On the meta device nothing is copied: the structure is checked, and its memory can be estimated.
     """
     reader = _Reader(model, device, dtype)
     deepest = _deepest(reader.weights)
-    levels = tuple(reader.level(number, deepest) for number in range(deepest, -1, -1))
+    levels = tuple(reader.level(number) for number in range(deepest, -1, -1))
     decoder = Decoder(
         reader.linear("post_quant_conv"),
         reader.convolution("decoder.conv_in"),
@@ -46,7 +48,7 @@ def build_decoder(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
 def _deepest(weights: Mapping[str, Tensor]) -> int:
     numbers = [int(key.split(".")[2]) for key in weights if key.startswith("decoder.up.")]
     if not numbers:
-        raise UnknownVae("it has no decoder.up")
+        raise UnknownVaeError("it has no decoder.up")
     return max(numbers)
 
 
@@ -60,9 +62,9 @@ class _Reader:
         self.device, self.dtype = device, dtype
         for name, module in self.modules.items():
             if any(getattr(module, hooks) for hooks in HOOKS):
-                raise UnknownVae(f"{name or 'the model'} has hooks")
+                raise UnknownVaeError(f"{name or 'the model'} has hooks")
 
-    def level(self, number: int, deepest: int) -> Level:
+    def level(self, number: int) -> Level:
         prefix, count = f"decoder.up.{number}", 0
         blocks = []
         while f"{prefix}.block.{count}.norm1.weight" in self.weights:
@@ -89,7 +91,7 @@ class _Reader:
     def norm(self, name: str) -> Norm:
         module = self.modules.get(name)
         if not isinstance(module, nn.GroupNorm | AffineNorm):
-            raise UnknownVae(f"{name} is {type(module).__name__}, not a group norm")
+            raise UnknownVaeError(f"{name} is {type(module).__name__}, not a group norm")
         groups, eps = (module.num_groups, module.eps) if isinstance(module, nn.GroupNorm) else (None, 0.0)
         wide = torch.promote_types(self.dtype, torch.float32)
         weight, bias = (self.read(f"{name}.{part}", wide) for part in ("weight", "bias"))
@@ -117,18 +119,15 @@ class _Reader:
         """Weight [O, C, size, size, size] and bias [O] of a convolution."""
         weight, bias = self.read(f"{name}.weight"), self.read(f"{name}.bias")
         if weight.shape[2:] != (size,) * 3:
-            raise UnknownVae(f"{name}.weight is {tuple(weight.shape)}, not of {size} taps a side")
+            raise UnknownVaeError(f"{name}.weight is {tuple(weight.shape)}, not of {size} taps a side")
         return weight, bias
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         if name not in self.weights:
-            raise UnknownVae(f"it has no {name}")
+            raise UnknownVaeError(f"it has no {name}")
         self.unread.discard(name)
         return self.weights[name].detach().to(self.device, dtype or self.dtype)
 
     def check_all_used(self) -> None:
         if self.unread:
-            raise UnknownVae(f"{min(self.unread)} has no place in the decoder")
-
-
-UNUSED = ("encoder.", "quant_conv.")
+            raise UnknownVaeError(f"{min(self.unread)} has no place in the decoder")

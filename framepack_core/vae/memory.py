@@ -1,0 +1,52 @@
+"""What a stream of the decoder needs, from the shapes of its weights."""
+
+from .attention import QUERIES
+from .decoder import BLOCK_BYTES, Decoder, Level
+from .layers import CausalConvolution
+
+SCORE_COPIES = 3  # scores, their softmax, and what softmax computes them from
+
+
+def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int) -> int:
+    """Bytes of a stream over latents of height x width cells, weights included; the decoder may be on the meta device.
+
+    piece, middle: as for Decoder.stream. The sum of all carried frames, of the largest level's frames, and of the
+    frames that a convolution is given, or of the middle, if that is larger.
+    """
+    unit = decoder.latent_in[0].element_size()
+    cells, frames, carried, largest = height * width, piece, 0, 0
+    for level in decoder.levels:
+        carried += 2 * _carried_channels(level) * cells * unit
+        widest = max(_channels(block.conv1) for block in level.blocks)
+        narrow = level.blocks[-1].conv2.taps.weight.shape[-1]
+        kept = max(frames * widest, 2 * frames * narrow) * cells * unit
+        largest = max(largest, kept + max(4 * widest * cells * unit, BLOCK_BYTES))
+        if level.upsampler is not None:
+            cells *= 4
+            frames *= 2 if level.upsampler.doubles_time else 1
+    latents, channels = middle * height * width, _channels(decoder.levels[0].blocks[0].conv1)
+    scores = SCORE_COPIES * QUERIES * latents
+    in_the_middle = (8 * latents * channels + scores) * unit
+    return _weights(decoder) + carried + max(largest, in_the_middle)
+
+
+def _carried_channels(level: Level) -> int:
+    channels = sum(_channels(block.conv1) + _channels(block.conv2) for block in level.blocks)
+    return channels + (0 if level.upsampler is None else level.upsampler.phases[0].weight.shape[-2])
+
+
+def _channels(convolution: CausalConvolution) -> int:
+    return convolution.taps.weight.shape[-2]
+
+
+def _weights(decoder: Decoder) -> int:
+    """Bytes of all convolutions, with which the other weights are small."""
+    blocks = [
+        decoder.middle.block1,
+        decoder.middle.block2,
+        *(block for level in decoder.levels for block in level.blocks),
+    ]
+    taps = [convolution.taps for block in blocks for convolution in (block.conv1, block.conv2)]
+    for level in decoder.levels:
+        taps += level.upsampler.phases if level.upsampler is not None else ()
+    return sum(part.weight.numel() * part.weight.element_size() for part in taps)
