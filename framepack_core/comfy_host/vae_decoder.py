@@ -12,6 +12,7 @@ from torch import Tensor
 from ..constants import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from ..decoding import CHUNK_MIN, CHUNK_SHARED, CHUNKS, chunk_spans, collect, join_spans
 from ..history import film_frames
+from ..kernels.device import convolution_runs_on
 from ..vae.decoder import MIDDLE, PIECE
 from ..vae.weights import UnknownVaeError
 from .streamed_vae import StreamedVae
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 SAFETY = 1.1  # estimates are the host's, which lie above what is used, but do not know the allocator's gaps
 TILES = (64, 32, 16)  # latent cells a side; 32 (256 pixels) is what the original's VAE uses, FP demo_gradio.py
 TILED_CHUNK = 5  # latents; the original's VAE again
-STREAMED_ON = ("cuda",)  # types of devices on which our own decoder is faster than the host's
+streams_on = convolution_runs_on  # elsewhere our own decoder is no faster than the host's
 
 
 class Rung(NamedTuple):
@@ -192,7 +193,7 @@ class VaeDecoder:
 
 def _own_decoder(vae: Any) -> StreamedVae | None:
     """None where the host's decoder is as fast, or the VAE is not as the host loads it, which the log says."""
-    if vae.device.type not in STREAMED_ON:
+    if not streams_on(vae.device, vae.vae_dtype):
         return None
     try:
         return StreamedVae(vae)

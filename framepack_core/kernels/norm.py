@@ -11,18 +11,23 @@ from .device import on_device_of
 
 ROWS = 256  # pixels a program takes; their sums go to memory of their own, so results do not depend on timing
 
+TILE = 4096  # values that a program holds at a time
+
 
 def channel_sums(x: Tensor, rows: int = ROWS, warps: int = 4) -> tuple[Tensor, Tensor]:
-    """x [N, C] contiguous -> sums and sums of squares float32 [C] each.
+    """x [N, C] contiguous -> sums and sums of squares [C] each, float64.
 
-    Sums of a program are float32 and few; those of all programs are added in float64.
+    Sums of a program are float32 and of few values; those of all programs are added in float64.
     """
     count, channels = x.shape
-    programs = triton.cdiv(count, rows)
+    block = triton.next_power_of_2(channels)
+    step = max(1, min(TILE // block, rows))  # rows at a time
+    steps = rows // step
+    programs = triton.cdiv(count, steps * step)
     sums = torch.empty(2, programs, channels, dtype=torch.float32, device=x.device)
     with on_device_of(x):
         _sums_kernel[(programs,)](
-            x, sums, count, programs, channels, ROWS=rows, BLOCK=triton.next_power_of_2(channels), num_warps=warps
+            x, sums, count, programs, channels, STEPS=steps, STEP=step, BLOCK=block, num_warps=warps
         )
     total = sums.sum(1, dtype=torch.float64)
     return total[0], total[1]
@@ -55,21 +60,22 @@ def padded(x: Tensor, scale_shift: tuple[Tensor, Tensor] | None, out: Tensor, ro
 
 
 @triton.jit(do_not_specialize=["count", "programs"])
-def _sums_kernel(x, sums, count, programs, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _sums_kernel(
+    x, sums, count, programs, CHANNELS: tl.constexpr, STEPS: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr
+):
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
-    step: tl.constexpr = 16
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    squares = tl.zeros((BLOCK,), dtype=tl.float32)
-    for number in range(ROWS // step):
-        row = program * ROWS + number * step + tl.arange(0, step)
+    total = tl.zeros((STEP, BLOCK), dtype=tl.float32)  # added up over rows once, at the end
+    squares = tl.zeros((STEP, BLOCK), dtype=tl.float32)
+    for number in range(STEPS):
+        row = (program * STEPS + number) * STEP + tl.arange(0, STEP)
         inside = (row < count)[:, None] & (column < CHANNELS)[None, :]
         value = tl.load(x + row.to(tl.int64)[:, None] * CHANNELS + column[None, :], mask=inside, other=0.0)
         value = value.to(tl.float32)
-        total += tl.sum(value, axis=0)
-        squares += tl.sum(value * value, axis=0)
-    tl.store(sums + program * CHANNELS + column, total, mask=column < CHANNELS)
-    tl.store(sums + (programs + program) * CHANNELS + column, squares, mask=column < CHANNELS)
+        total += value
+        squares += value * value
+    tl.store(sums + program * CHANNELS + column, tl.sum(total, axis=0), mask=column < CHANNELS)
+    tl.store(sums + (programs + program) * CHANNELS + column, tl.sum(squares, axis=0), mask=column < CHANNELS)
 
 
 @triton.jit(do_not_specialize=["total"])

@@ -38,7 +38,6 @@ def convolve(frames: Tensor, taps: Taps, out: Tensor, start: tuple[int, int] = (
         (weight.shape[0], weight.shape[1], weight.shape[2]),
         start,
         out if add else None,
-        launch=convolution.launch_for(weight.shape[-1], weight.shape[-2]),
     )
 
 

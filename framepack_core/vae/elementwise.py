@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kernels.device import kernels_run_on
-
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+from ..kernels.device import convolution_runs_on
 
 
 def fuses(x: Tensor) -> bool:
     """Whether kernels take the place of plain torch for a tensor like this."""
-    return x.is_cuda and x.dtype in KERNEL_DTYPES and kernels_run_on(x.device, x.dtype)
+    return x.is_cuda and convolution_runs_on(x.device, x.dtype)
 
 
 def channel_sums(x: Tensor) -> tuple[Tensor, Tensor]:
