@@ -44,7 +44,9 @@ class Middle:
         """[F, H, W, C] -> the same."""
         (x,) = self.block1([x], carried)
         scale, shift = self.norm([x])
-        normed = torch.addcmul(shift, x.to(scale.dtype), scale).to(x.dtype)
+        normed = torch.empty_like(x)
+        for frame, out in zip(x, normed, strict=True):  # one by one, for they are wider in between
+            out.copy_(torch.addcmul(shift, frame.to(scale.dtype), scale))
         q, k, v = F.linear(normed.flatten(0, 2), *self.qkv).chunk(3, dim=-1)  # [F H W, C]
         del normed
         x = x + F.linear(attend(q, k, v), *self.projection).view(x.shape)

@@ -84,7 +84,7 @@ class Upsampler:
         for time in (0, 1) if doubles_time else (None,):
             for row in (0, 1):
                 for column in (0, 1):
-                    merged = weight.float()
+                    merged = weight.to(torch.promote_types(weight.dtype, torch.float32))
                     merged = merged if time is None else _merged(merged, 2, time)
                     merged = _merged(_merged(merged, 3, row), 4, column)
                     phases.append(Taps.of(merged.to(weight.dtype), bias))

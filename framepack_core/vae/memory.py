@@ -26,7 +26,7 @@ def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: 
             frames *= 2 if level.upsampler.doubles_time else 1
     latents, channels = middle * height * width, _channels(decoder.levels[0].blocks[0].conv1)
     scores = SCORE_COPIES * QUERIES * latents
-    in_the_middle = (8 * latents * channels + scores) * unit
+    in_the_middle = (6 * latents * channels + scores) * unit
     return _weights(decoder) + carried + max(largest, in_the_middle)
 
 
