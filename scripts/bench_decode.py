@@ -5,8 +5,9 @@
     COMFYUI_PATH=... python3 scripts/bench_decode.py --cpu --errors vae.safetensors --film film.mp4
 
 A mode is what FramePack Decode has: sections or whole, then chunk in latents, then tile in pixels (sections:5:256). A
-variant is what can be set on the host's VAE from outside: plain, channels_last, benchmark (cuDNN's), fp16, fp32, or
-several joined by +. Prints one JSON line for each pair and writes all with --json: ms per new frame of the second of
+variant is the decoder and what can be set on the VAE from outside: plain (our own decoder, on CUDA), small (our own
+with the least memory), host (the host's decoder), channels_last, benchmark (cuDNN's), fp16, fp32, or several joined
+by +. Prints one JSON line for each pair and writes all with --json: ms per new frame of the second of
 two runs, peak memory that torch allocated, the first run's seconds. diffusers' class decodes windows of 18 latents, 36
 new frames each, as the original does, in fp16, with and without its spatial tiles.
 
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,8 @@ import torch
 from host_attach import attach_host
 from torch import Tensor
 
-MODES = ["sections", "sections:9", "sections:5", "sections:5:256", "whole:9", "whole:20"]
-VARIANTS = ["plain", "channels_last", "benchmark", "channels_last+benchmark"]
+MODES = ["sections", "sections:5:256", "whole", "whole:9"]
+VARIANTS = ["plain", "small", "host"]
 WINDOW = 9
 
 
@@ -84,7 +86,8 @@ def speeds(arguments: argparse.Namespace, weights: Path) -> Iterator[dict]:
         apply_variant(vae, variant)
         for mode in arguments.modes:
             row = {"mode": mode, "variant": variant, "dtype": str(vae.vae_dtype)}
-            yield {**row, **timed(partial(run, vae, film, mode))}
+            with decoder_of(variant):
+                yield {**row, **timed(partial(run, vae, film, mode))}
         torch.backends.cudnn.benchmark = False
         unload()
     if not arguments.no_reference:
@@ -121,8 +124,32 @@ def apply_variant(vae: Any, variant: str) -> None:
         elif part in ("fp16", "fp32"):
             vae.vae_dtype = {"fp16": torch.float16, "fp32": torch.float32}[part]
             model.to(vae.vae_dtype)
-        elif part != "plain":
-            raise SystemExit(f"{part} is no variant; known are plain, channels_last, benchmark, fp16, fp32.")
+        elif part not in ("plain", "small", "host"):
+            raise SystemExit(
+                f"{part} is no variant; known are plain, small, host, channels_last, benchmark, fp16, fp32."
+            )
+
+
+@contextmanager
+def decoder_of(variant: str) -> Iterator[None]:
+    """Inside the with block films are decoded as the variant says."""
+    from framepack_pack.framepack_core.comfy_host import vae_decoder
+
+    before = vae_decoder.streams_on, vae_decoder.ladder
+    if "host" in variant.split("+"):
+        vae_decoder.streams_on = lambda _device, _dtype: False
+    if "small" in variant.split("+"):
+        vae_decoder.ladder = lambda *sizes, **how: smallest_streamed(before[1](*sizes, **how))
+    try:
+        yield
+    finally:
+        vae_decoder.streams_on, vae_decoder.ladder = before
+
+
+def smallest_streamed(rungs: list) -> list:
+    """Rungs from the last one of our own decoder on."""
+    own = [number for number, rung in enumerate(rungs) if rung.piece]
+    return rungs[own[-1] if own else 0 :]
 
 
 def run(vae: Any, film: Any, mode: str, samples: Tensor | None = None) -> int:

@@ -198,7 +198,7 @@ def _own_decoder(vae: Any) -> StreamedVae | None:
     try:
         return StreamedVae(vae)
     except UnknownVaeError as error:
-        logger.info("FramePack: decoding through the host's decoder, because of this VAE %s.", error)
+        logger.info("FramePack: decoding through the host's decoder, because of this VAE: %s.", error)
         return None
 
 
