@@ -5,11 +5,11 @@
     COMFYUI_PATH=... python3 scripts/bench_decode.py --cpu --errors vae.safetensors --film film.mp4
 
 A mode is what FramePack Decode has: sections or whole, then chunk in latents, then tile in pixels (sections:5:256). A
-variant is the decoder and what can be set on the VAE from outside: plain (our own decoder, on CUDA), small (our own
-with the least memory), host (the host's decoder), channels_last, benchmark (cuDNN's), fp16, fp32, or several joined
-by +. Prints one JSON line for each pair and writes all with --json: ms per new frame of the second of
-two runs, peak memory that torch allocated, the first run's seconds. diffusers' class decodes windows of 18 latents, 36
-new frames each, as the original does, in fp16, with and without its spatial tiles.
+variant is the decoder and what can be set on the VAE from outside: plain (our own decoder, on CUDA), less (our own,
+carried frames in host memory), least (and with the smallest pieces), host (the host's decoder), channels_last,
+benchmark (cuDNN's), fp16, fp32, or several joined by +. Prints one JSON line for each pair and writes all with --json:
+ms per new frame of the second of two runs, peak memory that torch allocated, the first run's seconds. diffusers' class
+decodes windows of 18 latents, 36 new frames each, as the original does, in fp16, with and without its spatial tiles.
 
 --errors prints the mean and largest difference from the host's whole decode, in levels of 255, for every mode, of
 random latents or of a film that the VAE encodes.
@@ -33,7 +33,8 @@ from host_attach import attach_host
 from torch import Tensor
 
 MODES = ["sections", "sections:5:256", "whole", "whole:9"]
-VARIANTS = ["plain", "small", "host"]
+VARIANTS = ["plain", "less", "least", "host"]
+RUNGS = {"less": 1, "least": 2}  # of our own decoder's in the ladder, the first that is allowed
 WINDOW = 9
 
 
@@ -135,21 +136,14 @@ def decoder_of(variant: str) -> Iterator[None]:
     """Inside the with block films are decoded as the variant says."""
     from framepack_pack.framepack_core.comfy_host import vae_decoder
 
-    before = vae_decoder.streams_on, vae_decoder.ladder
-    if "host" in variant.split("+"):
+    before, parts = (vae_decoder.streams_on, vae_decoder.STREAMED), variant.split("+")
+    if "host" in parts:
         vae_decoder.streams_on = lambda _device, _dtype: False
-    if "small" in variant.split("+"):
-        vae_decoder.ladder = lambda *sizes, **how: smallest_streamed(before[1](*sizes, **how))
+    vae_decoder.STREAMED = before[1][max(RUNGS.get(part, 0) for part in parts) :]
     try:
         yield
     finally:
-        vae_decoder.streams_on, vae_decoder.ladder = before
-
-
-def smallest_streamed(rungs: list) -> list:
-    """Rungs from the last one of our own decoder on."""
-    own = [number for number, rung in enumerate(rungs) if rung.piece]
-    return rungs[own[-1] if own else 0 :]
+        vae_decoder.streams_on, vae_decoder.STREAMED = before
 
 
 def run(vae: Any, film: Any, mode: str, samples: Tensor | None = None) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..constants import FRAMES_PER_LATENT, PIXELS_PER_LATENT
-from ..decoding import CHUNK_MIN, CHUNK_SHARED, CHUNKS, chunk_spans, collect, join_spans
+from ..decoding import CHUNK_MIN, CHUNKS, chunk_spans, collect, join_spans
 from ..history import film_frames
 from ..kernels.device import convolution_runs_on
 from ..vae.decoder import MIDDLE, PIECE
@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 SAFETY = 1.1  # estimates are the host's, which lie above what is used, but do not know the allocator's gaps
 TILES = (64, 32, 16)  # latent cells a side; 32 (256 pixels) is what the original's VAE uses, FP demo_gradio.py
 TILED_CHUNK = 5  # latents; the original's VAE again
+WARM_UP = 6  # latents that a new start in the middle of a film decodes again, for what they leave to the next ones
+STREAMED = ((PIECE, False), (PIECE, True), (1, True))  # latents a piece, carried frames in host memory
 streams_on = convolution_runs_on  # elsewhere our own decoder is no faster than the host's
 
 
@@ -32,10 +34,11 @@ class Rung(NamedTuple):
     tile: int = 0  # latent cells a side; 0: whole pictures
     on_cpu: bool = False
     piece: int = 0  # latents a piece of our own decoder, whose middle sees `chunk` of them; 0: the host's decoder
+    on_host: bool = False  # whether frames that our decoder carries from piece to piece wait in host memory
 
     def __str__(self) -> str:
         if self.piece:
-            return f"each latent once, {self.piece} at a time"
+            return f"each latent once, {self.piece} at a time{', carried frames in host memory' * self.on_host}"
         tile = f", tiles of {self.tile * PIXELS_PER_LATENT} pixels" if self.tile else ""
         return f"{self.chunk} latents at a time{tile}{', on the CPU' if self.on_cpu else ''}"
 
@@ -43,10 +46,10 @@ class Rung(NamedTuple):
 def ladder(chunk: int, height: int, width: int, tile: int = 0, streamed: bool = False) -> list[Rung]:
     """All rungs from the wanted one down: smaller chunks, then smaller tiles, then the CPU. Sizes in latents.
 
-    streamed: our own decoder in the place of chunks, with smaller pieces; it needs less than any of them.
+    streamed: our own decoder in the place of chunks, with less and less on the device, less than any of them needs.
     """
     if streamed:
-        rungs = [Rung(chunk, piece=piece) for piece in range(PIECE, 0, -1)]
+        rungs = [Rung(chunk, piece=piece, on_host=on_host) for piece, on_host in STREAMED]
     else:
         rungs = [Rung(chunk, tile)]
         while chunk > CHUNK_MIN:
@@ -102,9 +105,7 @@ class VaeDecoder:
         """Frames of one stretch of one film in order, in pieces [1, F, H, W, 3]. Raises as a call does."""
         given = 0
         while True:
-            first = max(
-                0, math.ceil(given / FRAMES_PER_LATENT) - CHUNK_SHARED
-            )  # a new start needs latents before what it is for
+            first = max(0, math.ceil(given / FRAMES_PER_LATENT) - WARM_UP)
             known = given - FRAMES_PER_LATENT * first
             try:
                 for frames in self._pieces(latents[:, :, first:]):
@@ -134,7 +135,7 @@ class VaeDecoder:
         rung = self.rungs[0]
         if rung.piece:
             self._load(rung)
-            return self._own.frames(latents, rung.piece, rung.chunk)
+            return self._own.frames(latents, rung.piece, rung.chunk, rung.on_host)
         spans = chunk_spans(range(latents.shape[2]), rung.chunk)
 
         def decode(number: int) -> Tensor:
@@ -162,7 +163,7 @@ class VaeDecoder:
         """Bytes that a call is estimated to need."""
         height, width = (min(side, rung.tile or side) for side in self.shape[3:])
         if rung.piece:
-            return SAFETY * self._own.need(height, width, rung.piece, rung.chunk)
+            return SAFETY * self._own.need(height, width, rung.piece, rung.chunk, rung.on_host)
         return SAFETY * self.vae.memory_used_decode((1, self.shape[1], rung.chunk, height, width), self.vae.vae_dtype)
 
     def _load(self, rung: Rung) -> torch.device:

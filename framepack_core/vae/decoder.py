@@ -10,7 +10,7 @@ Memory at 640x640 in bfloat16, pieces of two latents, in 10^9 bytes: a frame of 
     block by block      8 frames of 256 channels at the start of level 0, each freed as it is used       1.7
     padded input        4 frames of 256 channels                                                         0.8
     weights             144 million, and 31 million more for the upsamplers' phases                      0.4
-Pieces of one latent halve the second line.
+Pieces of one latent halve the second line; of the first, 0.5 is left when carried frames wait in host memory.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import attend
+from .carried import Carried, HostCarried
 from .convolution import Taps, convolve
 from .elementwise import padded
-from .layers import Blocks, Carried, CausalConvolution, Norm, ResidualBlock, Upsampler, settle
+from .layers import Blocks, CausalConvolution, Norm, ResidualBlock, Upsampler
 
 PIECE = 2  # latents that go through the levels together
 MIDDLE = 20  # latents that see each other in the middle: a window of two sections and the start image
@@ -68,7 +69,7 @@ class Level:
         larger = []
         while frames:
             larger += _upsampled(frames.pop(0), self.upsampler, carried)
-        settle(carried, self.upsampler.name)
+        carried.settle(self.upsampler.name)
         return larger
 
 
@@ -91,9 +92,9 @@ class FrameOutput:
             frames = padded(x, norm, x.new_empty(count, height + 2, width + 2, channels))
             sums = x.new_empty(count, height, width, 9, dtype=self.bias.dtype)
             convolve(frames, self.taps, sums)
-            before = carried[self.NAME][0] if self.NAME in carried else sums[:1].expand(2, -1, -1, -1)
-            sums = torch.cat([before, sums])
-            carried[self.NAME] = sums[-2:].clone(), 2
+            before = carried.take(self.NAME)
+            sums = torch.cat([sums[:1].expand(2, -1, -1, -1) if before is None else before, sums])
+            carried.put(self.NAME, sums[-2:].clone(), 2)
             yield sums[:-2, ..., :3] + sums[1:-1, ..., 3:6] + sums[2:, ..., 6:] + self.bias
 
 
@@ -108,13 +109,16 @@ class Decoder:
     frames_out: FrameOutput
 
     @torch.no_grad()
-    def stream(self, latents: Tensor, piece: int = PIECE, middle: int = MIDDLE) -> Iterator[Tensor]:
+    def stream(
+        self, latents: Tensor, piece: int = PIECE, middle: int = MIDDLE, on_host: bool = False
+    ) -> Iterator[Tensor]:
         """Frames of latents [1, 16, T, h, w] in order, [F, H, W, 3] a piece; 4 T - 3 together, values about -1 to 1.
 
         piece, middle: latents that share the statistics of norms, in the levels and in the middle. The latents may lie
-        elsewhere; a piece of the middle's is brought to the weights' device and dtype at a time.
+        elsewhere; a piece of the middle's is brought to the weights' device and dtype at a time. on_host: large
+        carried frames wait in host memory.
         """
-        carried: Carried = {}
+        carried = HostCarried(self.latent_in[0].device) if on_host else Carried()
         waiting: list[Tensor] = []  # latents that have been through the middle
         total = latents.shape[2]
         for start in range(0, total, middle):
@@ -122,7 +126,7 @@ class Decoder:
             x = latents[0, :, start : start + middle].to(weight).movedim(0, -1)  # [F, h, w, C]
             x = self.conv_in(F.linear(x, *self.latent_in), carried, None)
             x = self.middle(x, carried)
-            settle(carried, self.conv_in.name)
+            carried.settle(self.conv_in.name)
             waiting += x.split(1)
             del x
             ready = len(waiting) if start + middle >= total else len(waiting) // piece * piece

@@ -1,7 +1,7 @@
 """Layers of the decoder that carry their last input frames from one block of frames to the next.
 
 A causal convolution of three taps in time needs the two frames before those it is given. The very first frame is
-repeated in their place. What is carried lives in a dictionary of the stream's, not in the layers.
+repeated in their place. What is carried lives in an object of the stream's (carried.py), not in the layers.
 """
 
 from dataclasses import dataclass
@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .carried import Carried
 from .convolution import Taps, convolve
 from .elementwise import channel_sums, padded
-
-Carried = dict[str, tuple[Tensor, int]]
-"""Name of a layer -> padded frames, and how many of them, the first, are the last that it was given."""
 
 Blocks = list[Tensor]
 """Frames of a piece as tensors [F, H, W, C] that follow each other, so that each can be freed once it is used."""
@@ -123,25 +121,18 @@ class ResidualBlock:
             inner.append(self.conv1(x, carried, norm))
             outer.append(x if self.shortcut is None else torch.nn.functional.linear(x, *self.shortcut))
             del x
-        settle(carried, self.conv1.name)
+        carried.settle(self.conv1.name)
         norm = self.norm2(inner)
         for number, total in enumerate(outer):
             outer[number] = self.conv2(inner.pop(0), carried, norm, add_to=total)
-        settle(carried, self.conv2.name)
+        carried.settle(self.conv2.name)
         return outer
-
-
-def settle(carried: Carried, *names: str) -> None:
-    """Keeps of the layers' frames no more than they carry, once a piece has gone through them."""
-    for name in names:
-        frames, before = carried[name]
-        carried[name] = frames[:before].clone(), before
 
 
 def _continued(name: str, x: Tensor, carried: Carried, norm: ScaleShift | None, before: int) -> Tensor:
     """Normed and padded frames [before + F, H + 2, W + 2, C], those carried first."""
     count, height, width, channels = x.shape
-    known = carried.pop(name)[0] if name in carried else None
+    known = carried.take(name)
     if known is not None and known.shape[0] >= before + count:
         frames = known[: before + count]
     else:
@@ -158,7 +149,7 @@ def _carry_on(name: str, frames: Tensor, carried: Carried, before: int) -> None:
     """Moves the last frames to the front, where the next block of frames needs them."""
     for number in range(before):
         frames[number] = frames[number - before]
-    carried[name] = frames, before
+    carried.put(name, frames, before)
 
 
 def _merged(weight: Tensor, axis: int, phase: int) -> Tensor:

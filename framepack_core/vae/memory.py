@@ -1,26 +1,29 @@
 """What a stream of the decoder needs, from the shapes of its weights."""
 
 from .attention import QUERIES
+from .carried import PREFETCHED, SMALL
 from .decoder import BLOCK_BYTES, Decoder, Level
 from .layers import CausalConvolution
 
 SCORE_COPIES = 3  # scores, their softmax, and what softmax computes them from
 
 
-def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int) -> int:
+def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int, on_host: bool = False) -> int:
     """Bytes of a stream over latents of height x width cells, weights included; the decoder may be on the meta device.
 
-    piece, middle: as for Decoder.stream. The sum of all carried frames, of the largest level's frames, and of the
-    frames that a convolution is given, or of the middle, if that is larger.
+    piece, middle, on_host: as for Decoder.stream. The sum of all carried frames, of the largest level's frames, and
+    of the frames that a convolution is given, or of the middle, if that is larger.
     """
     unit = decoder.latent_in[0].element_size()
     cells, frames, carried, largest = height * width, piece, 0, 0
     for level in decoder.levels:
-        carried += 2 * _carried_channels(level) * cells * unit
+        layers = [2 * channels * cells * unit for channels in _carried_channels(level)]
+        carried += sum(size for size in layers if not on_host or size < SMALL)
+        fetched = max(layers) * (1 + PREFETCHED) if on_host else 0
         widest = max(_channels(block.conv1) for block in level.blocks)
         narrow = level.blocks[-1].conv2.taps.weight.shape[-1]
         kept = max(frames * widest, 2 * frames * narrow) * cells * unit
-        largest = max(largest, kept + max(4 * widest * cells * unit, BLOCK_BYTES))
+        largest = max(largest, kept + fetched + max(4 * widest * cells * unit, BLOCK_BYTES))
         if level.upsampler is not None:
             cells *= 4
             frames *= 2 if level.upsampler.doubles_time else 1
@@ -30,9 +33,13 @@ def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: 
     return _weights(decoder) + carried + max(largest, in_the_middle)
 
 
-def _carried_channels(level: Level) -> int:
-    channels = sum(_channels(block.conv1) + _channels(block.conv2) for block in level.blocks)
-    return channels + (0 if level.upsampler is None else level.upsampler.phases[0].weight.shape[-2])
+def _carried_channels(level: Level) -> list[int]:
+    """Of the layers of a level; the upsamplers that double time carry one frame, the others two."""
+    channels = [_channels(convolution) for block in level.blocks for convolution in (block.conv1, block.conv2)]
+    if level.upsampler is not None:
+        taps = level.upsampler.phases[0].weight
+        channels.append(taps.shape[-2] * (taps.shape[0] - 1) // 2)
+    return channels
 
 
 def _channels(convolution: CausalConvolution) -> int:
