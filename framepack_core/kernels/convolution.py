@@ -6,7 +6,7 @@ is a plain product of a block of rows with that tap's weights, and the few rows 
 the others are not stored (0.6 % at 640x640).
 """
 
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from typing import NamedTuple
 
@@ -67,8 +67,8 @@ def convolve(
     count, height, width, columns = out.shape
     launch = launch or launch_for(frames, columns)
     _, rows_high, rows_wide, channels = frames.shape
-    depth = min(launch.depth, triton.next_power_of_2(channels))
-    block = min(launch.columns, max(16, triton.next_power_of_2(columns)))
+    depth = min(launch.depth, int(triton.next_power_of_2(channels)))
+    block = min(launch.columns, max(16, int(triton.next_power_of_2(columns))))
     last = ((count - 1) * rows_high + height - 1) * rows_wide + width  # rows from the first output to the last
     grid = (triton.cdiv(last, launch.rows) * triton.cdiv(columns, block),)
     given = residual if residual is not None else out

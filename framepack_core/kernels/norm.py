@@ -20,10 +20,10 @@ def channel_sums(x: Tensor, rows: int = ROWS, warps: int = 4) -> tuple[Tensor, T
     Sums of a program are float32 and of few values; those of all programs are added in float64.
     """
     count, channels = x.shape
-    block = triton.next_power_of_2(channels)
+    block = int(triton.next_power_of_2(channels))
     step = max(1, min(TILE // block, rows))  # rows at a time
     steps = rows // step
-    programs = triton.cdiv(count, steps * step)
+    programs = -(-count // (steps * step))
     sums = torch.empty(2, programs, channels, dtype=torch.float32, device=x.device)
     with on_device_of(x):
         _sums_kernel[(programs,)](

@@ -104,4 +104,6 @@ class HostCarried(Carried):
             target.copy_(source, non_blocking=True)
         if source.is_cuda:
             source.record_stream(stream)  # its memory is not given away before the copy is done
-        return stream.record_event()
+        copied = torch.cuda.Event()
+        copied.record(stream)
+        return copied

@@ -34,7 +34,8 @@ class Norm:
     def __call__(self, blocks: Blocks) -> ScaleShift:
         if self.groups is None:
             return self.weight, self.bias
-        sums, squares = map(sum, zip(*(channel_sums(block) for block in blocks), strict=True))
+        of_blocks = [torch.stack(channel_sums(block)) for block in blocks]
+        sums, squares = torch.stack(of_blocks).sum(0)
         number = sum(block[..., 0].numel() for block in blocks) * self.weight.numel() // self.groups
         mean = sums.view(self.groups, -1).sum(1) / number  # float64 [groups]
         variance = squares.view(self.groups, -1).sum(1) / number - mean.square()
