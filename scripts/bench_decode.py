@@ -10,6 +10,7 @@ carried frames in host memory), least (and with the smallest pieces), host (the 
 benchmark (cuDNN's), fp16, fp32, or several joined by +. Prints one JSON line for each pair and writes all with --json:
 ms per new frame of the second of two runs, peak memory that torch allocated, the first run's seconds. diffusers' class
 decodes windows of 18 latents, 36 new frames each, as the original does, in fp16, with and without its spatial tiles.
+Before it comes the difference of our own decoder from the host's, in levels of 255, at 256x256.
 
 --errors prints the mean and largest difference from the host's whole decode, in levels of 255, for every mode, of
 random latents or of a film that the VAE encodes.
@@ -91,9 +92,24 @@ def speeds(arguments: argparse.Namespace, weights: Path) -> Iterator[dict]:
                 yield {**row, **timed(partial(run, vae, film, mode))}
         torch.backends.cudnn.benchmark = False
         unload()
+    yield difference(load_vae(weights), min(arguments.size, 256))
+    unload()
     if not arguments.no_reference:
         for tiled in (False, True):
             yield reference(arguments, tiled)
+
+
+def difference(vae: Any, size: int) -> dict:
+    """Of our own decoder from the host's, over one section whole, in levels of 255.
+
+    ComfyUI 0.3.75 takes the statistics of norms over all frames, later hosts over pieces of two latents, as ours does.
+    """
+    film, frames = random_film(1, size), []
+    for variant in ("plain", "host"):
+        with decoder_of(variant):
+            frames.append(torch.cat([piece.clone() for piece in stream(vae, film, "whole")], dim=1))
+    levels = (frames[0] - frames[1]).abs() * 255
+    return {"mode": "whole", "variant": "plain - host", "mean": float(levels.mean()), "largest": float(levels.max())}
 
 
 def write_weights(path: Path, width: int) -> None:

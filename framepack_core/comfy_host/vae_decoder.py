@@ -79,21 +79,22 @@ class VaeDecoder:
         self.vae = vae
         self.shape = shape
         self._own = None if tile or beside else _own_decoder(vae)
-        longest = min(shape[2], MIDDLE) if self._own else shape[2]
         streamed = self._own is not None
+        longest = min(shape[2], MIDDLE) if streamed else shape[2]
+        self._wanted = chunk or None
         self.rungs = ladder(min(chunk or longest, shape[2]), shape[3], shape[4], tile, streamed)
         if not chunk or streamed:
             self._start_where_it_fits(beside)
 
     @property
     def streams(self) -> bool:
-        """Whether a stretch of any length is decoded in one go, each latent once."""
+        """Whether a stretch of any length is decoded in one go, each latent once, while its frames are taken."""
         return bool(self.rungs[0].piece)
 
     @property
     def chunk(self) -> int | None:
-        """Latents per call of the VAE, as long as memory lasts; None: any number."""
-        return None if self.streams else self.rungs[0].chunk
+        """Latents per call of the VAE, as long as memory lasts; None: any number, for our own decoder."""
+        return self._wanted if self.streams else self.rungs[0].chunk
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Raises InterruptProcessingException, and RuntimeError when even the CPU has too little memory."""

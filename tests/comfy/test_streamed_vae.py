@@ -88,6 +88,16 @@ def test_every_section_is_a_film_of_its_own(affine, film, monkeypatch):
     torch.testing.assert_close(ours, decode_frames(affine, history), atol=2e-6, rtol=1e-5)
 
 
+def test_a_chunk_that_is_asked_for_is_one(affine, film, monkeypatch):
+    """Chunks share latents and are faded as through the host's decoder, for 5 is what the original does."""
+    history = film(3)
+    ours = decode_frames(affine, history, options=DecodeOptions(WHOLE, 5))
+    assert float((ours - decode_frames(affine, history, options=DecodeOptions(WHOLE))).abs().max()) > 0.01
+    monkeypatch.setattr(vae_decoder, "streams_on", lambda _device, _dtype: False)
+    expected = decode_frames(affine, history, options=DecodeOptions(WHOLE, 5))
+    torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
+
+
 def test_films_of_a_batch_are_decoded_alone(tiny, film):
     latents = film_latents(film(batch=2))
     together = decode_frames(tiny.vae, None, latents, DecodeOptions(WHOLE))
