@@ -33,7 +33,7 @@ import torch
 from host_attach import attach_host
 from torch import Tensor
 
-MODES = ["sections", "sections:5:256", "whole", "whole:9"]
+MODES = ["sections", "whole", "whole:9"]
 VARIANTS = ["plain", "less", "least", "host"]
 RUNGS = {"less": 1, "least": 2}  # of our own decoder's in the ladder, the first that is allowed
 WINDOW = 9
@@ -141,10 +141,9 @@ def apply_variant(vae: Any, variant: str) -> None:
         elif part in ("fp16", "fp32"):
             vae.vae_dtype = {"fp16": torch.float16, "fp32": torch.float32}[part]
             model.to(vae.vae_dtype)
-        elif part not in ("plain", "small", "host"):
-            raise SystemExit(
-                f"{part} is no variant; known are plain, small, host, channels_last, benchmark, fp16, fp32."
-            )
+        elif part not in ("plain", "host", *RUNGS):
+            known = ", ".join(("plain", *RUNGS, "host", "channels_last", "benchmark", "fp16", "fp32"))
+            raise SystemExit(f"{part} is no variant; known are {known}.")
 
 
 @contextmanager

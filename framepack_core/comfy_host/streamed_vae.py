@@ -21,9 +21,10 @@ class StreamedVae:
     def __init__(self, vae: Any) -> None:
         """Raises UnknownVaeError, which says why, for a VAE object that is not the host's own, as it was loaded."""
         model = vae.first_stage_model
-        if type(model.decoder) is not HostDecoder or model.decoder.tanh_out:
-            raise UnknownVaeError(f"its decoder is a {type(model.decoder).__name__}")
-        if {"decode", "forward"} & (set(vars(model)) | set(vars(model.decoder))):
+        decoder = getattr(model, "decoder", None)
+        if type(decoder) is not HostDecoder or decoder.tanh_out:
+            raise UnknownVaeError(f"its decoder is a {type(decoder).__name__}")
+        if {"decode", "forward"} & (set(vars(model)) | set(vars(decoder))):
             raise UnknownVaeError("its decode has been replaced")
         if any(getattr(vae.patcher, name, None) for name in PATCHES):
             raise UnknownVaeError("its weights are patched")

@@ -73,18 +73,19 @@ class VaeDecoder:
         """shape: of the longest stretch, [B, 16, T, h, w]. chunk, tile: in latents; 0: as memory allows, no tiles.
 
         Frees device memory for the VAE, by the host's rules, to see what fits; beside: only what the lowest rung on the
-        device needs, so that a model that is in use next can stay where it is, and without our decoder, whose weights
-        would stay on the device.
+        device needs, so that a model that is in use next can stay where it is; and our decoder lets go of its weights
+        after every call.
         """
         self.vae = vae
         self.shape = shape
-        self._own = None if tile or beside else _own_decoder(vae)
+        self._beside = beside
+        self._own = None if tile else _own_decoder(vae)
         streamed = self._own is not None
         longest = min(shape[2], MIDDLE) if streamed else shape[2]
         self._wanted = chunk or None
         self.rungs = ladder(min(chunk or longest, shape[2]), shape[3], shape[4], tile, streamed)
         if not chunk or streamed:
-            self._start_where_it_fits(beside)
+            self._start_where_it_fits()
 
     @property
     def streams(self) -> bool:
@@ -100,6 +101,8 @@ class VaeDecoder:
         """Raises InterruptProcessingException, and RuntimeError when even the CPU has too little memory."""
         count = film_frames(latents.shape[2])
         films = [collect(self.stream(film), count) for film in latents.split(1)]  # the host's estimates are for one
+        if self._beside and self._own is not None:
+            self._own.unload()
         return films[0] if len(films) == 1 else torch.cat(films)
 
     def stream(self, latents: Tensor) -> Iterator[Tensor]:
@@ -181,9 +184,9 @@ class VaeDecoder:
             host.load_models_gpu([vae.patcher], memory_required=need, force_full_load=vae.disable_offload)
         return vae.device
 
-    def _start_where_it_fits(self, beside: bool) -> None:
+    def _start_where_it_fits(self) -> None:
         """Drops rungs that are estimated not to fit; what is estimated to need the CPU is tried on the device."""
-        device = self._load(self.rungs[-2 if beside else 0])
+        device = self._load(self.rungs[-2 if self._beside else 0])
         free = comfy.model_management.get_free_memory(device) - comfy.model_management.minimum_inference_memory()
         on_device = [rung for rung in self.rungs if not rung.on_cpu]
         first = next((rung for rung in on_device if self._need(rung) <= free), on_device[-1])

@@ -187,8 +187,16 @@ def test_a_vae_that_was_changed_is_left_to_the_host(tiny, film, caplog):
     finally:
         del model.decode
     assert decoder().streams
-    assert not VaeDecoder(tiny.vae, (1, 16, 7, 2, 2), beside=True).streams
     assert not VaeDecoder(tiny.vae, (1, 16, 7, 2, 2), tile=8).streams
+
+
+def test_beside_other_models_no_weights_stay_on_the_device(tiny, film):
+    latents = film_latents(film())
+    decoder = VaeDecoder(tiny.vae, tuple(latents.shape), beside=True)
+    assert decoder.streams
+    for _ in range(2):
+        assert decoder(latents).shape == (1, FRAMES, 16, 16, 3)
+        assert decoder._own._decoder is None
 
 
 def test_interrupt_ends_between_two_pieces(tiny, film):
