@@ -5,10 +5,12 @@
     COMFYUI_PATH=... python3 scripts/bench_decode.py --cpu --errors vae.safetensors --film film.mp4
 
 A mode is what FramePack Decode has: sections or whole, then chunk in latents, then tile in pixels (sections:5:256). A
-variant is what can be set on the host's VAE from outside: plain, channels_last, benchmark (cuDNN's), fp16, fp32, or
-several joined by +. Prints one JSON line for each pair and writes all with --json: ms per new frame of the second of
-two runs, peak memory that torch allocated, the first run's seconds. diffusers' class decodes windows of 18 latents, 36
-new frames each, as the original does, in fp16, with and without its spatial tiles.
+variant is the decoder and what can be set on the VAE from outside: plain (our own decoder, on CUDA), less (our own,
+carried frames in host memory), least (and with the smallest pieces), host (the host's decoder), channels_last,
+benchmark (cuDNN's), fp16, fp32, or several joined by +. Prints one JSON line for each pair and writes all with --json:
+ms per new frame of the second of two runs, peak memory that torch allocated, the first run's seconds. diffusers' class
+decodes windows of 18 latents, 36 new frames each, as the original does, in fp16, with and without its spatial tiles.
+Before it comes the difference of our own decoder from the host's, in levels of 255, at 256x256.
 
 --errors prints the mean and largest difference from the host's whole decode, in levels of 255, for every mode, of
 random latents or of a film that the VAE encodes.
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ import torch
 from host_attach import attach_host
 from torch import Tensor
 
-MODES = ["sections", "sections:9", "sections:5", "sections:5:256", "whole:9", "whole:20"]
-VARIANTS = ["plain", "channels_last", "benchmark", "channels_last+benchmark"]
+MODES = ["sections", "whole", "whole:9"]
+VARIANTS = ["plain", "less", "least", "host"]
+RUNGS = {"less": 1, "least": 2}  # of our own decoder's in the ladder, the first that is allowed
 WINDOW = 9
 
 
@@ -84,12 +88,28 @@ def speeds(arguments: argparse.Namespace, weights: Path) -> Iterator[dict]:
         apply_variant(vae, variant)
         for mode in arguments.modes:
             row = {"mode": mode, "variant": variant, "dtype": str(vae.vae_dtype)}
-            yield {**row, **timed(partial(run, vae, film, mode))}
+            with decoder_of(variant):
+                yield {**row, **timed(partial(run, vae, film, mode))}
         torch.backends.cudnn.benchmark = False
         unload()
+    yield difference(load_vae(weights), min(arguments.size, 256))
+    unload()
     if not arguments.no_reference:
         for tiled in (False, True):
             yield reference(arguments, tiled)
+
+
+def difference(vae: Any, size: int) -> dict:
+    """Of our own decoder from the host's, over one section whole, in levels of 255.
+
+    ComfyUI 0.3.75 takes the statistics of norms over all frames, later hosts over pieces of two latents, as ours does.
+    """
+    film, frames = random_film(1, size), []
+    for variant in ("plain", "host"):
+        with decoder_of(variant):
+            frames.append(torch.cat([piece.clone() for piece in stream(vae, film, "whole")], dim=1))
+    levels = (frames[0] - frames[1]).abs() * 255
+    return {"mode": "whole", "variant": "plain - host", "mean": float(levels.mean()), "largest": float(levels.max())}
 
 
 def write_weights(path: Path, width: int) -> None:
@@ -121,8 +141,24 @@ def apply_variant(vae: Any, variant: str) -> None:
         elif part in ("fp16", "fp32"):
             vae.vae_dtype = {"fp16": torch.float16, "fp32": torch.float32}[part]
             model.to(vae.vae_dtype)
-        elif part != "plain":
-            raise SystemExit(f"{part} is no variant; known are plain, channels_last, benchmark, fp16, fp32.")
+        elif part not in ("plain", "host", *RUNGS):
+            known = ", ".join(("plain", *RUNGS, "host", "channels_last", "benchmark", "fp16", "fp32"))
+            raise SystemExit(f"{part} is no variant; known are {known}.")
+
+
+@contextmanager
+def decoder_of(variant: str) -> Iterator[None]:
+    """Inside the with block films are decoded as the variant says."""
+    from framepack_pack.framepack_core.comfy_host import vae_decoder
+
+    before, parts = (vae_decoder.streams_on, vae_decoder.STREAMED), variant.split("+")
+    if "host" in parts:
+        vae_decoder.streams_on = lambda _device, _dtype: False
+    vae_decoder.STREAMED = before[1][max(RUNGS.get(part, 0) for part in parts) :]
+    try:
+        yield
+    finally:
+        vae_decoder.streams_on, vae_decoder.STREAMED = before
 
 
 def run(vae: Any, film: Any, mode: str, samples: Tensor | None = None) -> int:

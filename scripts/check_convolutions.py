@@ -26,7 +26,7 @@ from torch import Tensor
 name_pack()
 
 from framepack_pack.framepack_core.kernels.convolution import Launch, convolve  # noqa: E402
-from framepack_pack.framepack_core.kernels.norm import channel_sums, scaled_silu  # noqa: E402
+from framepack_pack.framepack_core.kernels.norm import channel_sums, padded  # noqa: E402
 
 SHAPES = [  # name, input channels, output channels, pixels a side, output frames a call
     ("level 0", 128, 128, 640, (2, 1, 4, 8)),
@@ -232,7 +232,7 @@ def norms(channels: int, side: int, count: int, device: str) -> Iterator[dict]:
         rate = (squares.view(groups, -1).sum(1) / number - mean**2 + 1e-6).rsqrt()
         scale = rate.repeat_interleave(channels // groups)
         shift = -mean.repeat_interleave(channels // groups) * scale
-        return scaled_silu(x, scale.float(), shift.float(), out, rows=per)[:, 1:-1, 1:-1]
+        return padded(x, (scale.float(), shift.float()), out, rows=per)[:, 1:-1, 1:-1]
 
     def sums_only(rows: int, warps: int) -> Tensor:
         return channel_sums(x.view(-1, channels), rows, warps)[0]

@@ -101,6 +101,9 @@ def _bare_latents(samples: Tensor | None) -> Tensor:
 
 
 def _with_progress(latents: Tensor, plan: DecodePlan, decoder: VaeDecoder) -> Iterator[Tensor]:
+    if decoder.streams and plan.calls == 1 and len(latents) == 1:  # the film as one stretch
+        yield from _streamed(latents, decoder)
+        return
     bar = comfy.utils.ProgressBar(plan.calls)
 
     def decode(part: Tensor) -> Tensor:
@@ -109,3 +112,10 @@ def _with_progress(latents: Tensor, plan: DecodePlan, decoder: VaeDecoder) -> It
         return frames
 
     yield from decode_film(latents, plan, decode)
+
+
+def _streamed(latents: Tensor, decoder: VaeDecoder) -> Iterator[Tensor]:
+    bar = comfy.utils.ProgressBar(film_frames(latents.shape[2]))
+    for frames in decoder.stream(latents):
+        bar.update(frames.shape[1])
+        yield frames

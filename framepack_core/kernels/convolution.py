@@ -6,10 +6,11 @@ is a plain product of a block of rows with that tap's weights, and the few rows 
 the others are not stored (0.6 % at 640x640).
 """
 
-# pyright: reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -28,7 +29,21 @@ class Launch(NamedTuple):
     descriptors: bool = False  # loads by the tensor memory accelerator, Hopper and later
 
 
-LAUNCH = Launch()
+NARROW = Launch(128, 64, 64, 4, 3)  # few channels in or out
+COMMON = Launch(128, 128, 32, 4, 4)  # 64 KB of shared memory, which every card since Ampere has
+HOPPER = (Launch(256, 128, 64, 8, 4, True), Launch(128, 256, 64, 8, 3, True))  # up to 128 channels out, and more
+
+
+def launch_for(frames: Tensor, columns: int) -> Launch:
+    """What was fastest for frames [.., C] and so many output channels, scripts/check_convolutions.py on an H200."""
+    channels = frames.shape[-1]
+    if columns < 64 or channels < 64:
+        return NARROW
+    if not frames.is_cuda or torch.version.hip or torch.cuda.get_device_capability(frames.device)[0] not in (9, 10):
+        return COMMON
+    launch = HOPPER[columns > 128]
+    fits = channels % launch.depth == 0 and columns % 8 == 0 and frames.numel() // channels >= launch.rows
+    return launch if fits else COMMON
 
 
 def convolve(
@@ -40,18 +55,20 @@ def convolve(
     start: tuple[int, int] = (0, 0),
     residual: Tensor | None = None,
     norm: tuple[Tensor, Tensor] | None = None,
-    launch: Launch = LAUNCH,
+    launch: Launch | None = None,
 ) -> Tensor:
     """Convolution of frames [F + KT - 1, HP, WP, C] with weight [KT * KH * KW * C, O] into out [F, H, W, O].
 
     frames is contiguous; of out (and residual, which is added, of the same shape) the last stride is 1, the others are
     free. start: row and column of frames where the first output's taps begin. norm: scale and shift float32 [C]; then
     silu(frames * scale + shift) is what is convolved.
+    The products are summed in float32 and rounded once.
     """
     count, height, width, columns = out.shape
+    launch = launch or launch_for(frames, columns)
     _, rows_high, rows_wide, channels = frames.shape
-    depth = min(launch.depth, triton.next_power_of_2(channels))
-    block = min(launch.columns, max(16, triton.next_power_of_2(columns)))
+    depth = min(launch.depth, int(triton.next_power_of_2(channels)))
+    block = min(launch.columns, max(16, int(triton.next_power_of_2(columns))))
     last = ((count - 1) * rows_high + height - 1) * rows_wide + width  # rows from the first output to the last
     grid = (triton.cdiv(last, launch.rows) * triton.cdiv(columns, block),)
     given = residual if residual is not None else out
@@ -170,8 +187,8 @@ def _convolve_kernel(
     if BIAS:
         total += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
     frame = (place // frame_rows).to(tl.int64)
-    row = place % frame_rows // rows_wide
-    across = place % rows_wide
+    row = (place % frame_rows // rows_wide).to(tl.int64)
+    across = (place % rows_wide).to(tl.int64)
     stored = ((place < last) & (row < height) & (across < width))[:, None] & (column < columns)[None, :]
     if RESIDUAL:
         at = frame * residual_frame + row * residual_row + across * residual_column

@@ -11,32 +11,38 @@ from .device import on_device_of
 
 ROWS = 256  # pixels a program takes; their sums go to memory of their own, so results do not depend on timing
 
+TILE = 4096  # values that a program holds at a time
+
 
 def channel_sums(x: Tensor, rows: int = ROWS, warps: int = 4) -> tuple[Tensor, Tensor]:
-    """x [N, C] contiguous -> sums and sums of squares float32 [C] each.
+    """x [N, C] contiguous -> sums and sums of squares [C] each, float64.
 
-    Sums of a program are float32 and few; those of all programs are added in float64.
+    Sums of a program are float32 and of few values; those of all programs are added in float64.
     """
     count, channels = x.shape
-    programs = triton.cdiv(count, rows)
+    block = int(triton.next_power_of_2(channels))
+    step = max(1, min(TILE // block, rows))  # rows at a time
+    steps = rows // step
+    programs = -(-count // (steps * step))
     sums = torch.empty(2, programs, channels, dtype=torch.float32, device=x.device)
     with on_device_of(x):
         _sums_kernel[(programs,)](
-            x, sums, count, programs, channels, ROWS=rows, BLOCK=triton.next_power_of_2(channels), num_warps=warps
+            x, sums, count, programs, channels, STEPS=steps, STEP=step, BLOCK=block, num_warps=warps
         )
     total = sums.sum(1, dtype=torch.float64)
     return total[0], total[1]
 
 
-def scaled_silu(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, silu: bool = True, rows: int = 8) -> Tensor:
-    """silu(x * scale + shift) of frames [F, H, W, C] contiguous into the inside of out [F, H + 2, W + 2, C].
+def padded(x: Tensor, scale_shift: tuple[Tensor, Tensor] | None, out: Tensor, rows: int = 8) -> Tensor:
+    """silu(x * scale + shift), or x, of frames [F, H, W, C] into out [F, H + 2, W + 2, C]; both contiguous.
 
-    The border of out repeats the outermost pixels. scale, shift: float32 [C]. silu: False leaves it out.
+    The border of out repeats the outermost pixels. scale, shift: float32 [C].
     """
     count, height, width, channels = x.shape
     total = count * (height + 2) * (width + 2)
+    scale, shift = scale_shift if scale_shift is not None else (x, x)  # nothing is read from them then
     with on_device_of(x):
-        _scaled_silu_kernel[(triton.cdiv(total, rows),)](
+        _padded_kernel[(triton.cdiv(total, rows),)](
             x,
             scale,
             shift,
@@ -47,32 +53,33 @@ def scaled_silu(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, silu: bool
             channels,
             ROWS=rows,
             BLOCK=triton.next_power_of_2(channels),
-            SILU=silu,
+            NORM=scale_shift is not None,
             num_warps=4,
         )
     return out
 
 
 @triton.jit(do_not_specialize=["count", "programs"])
-def _sums_kernel(x, sums, count, programs, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _sums_kernel(
+    x, sums, count, programs, CHANNELS: tl.constexpr, STEPS: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr
+):
     program = tl.program_id(0)
     column = tl.arange(0, BLOCK)
-    step: tl.constexpr = 16
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    squares = tl.zeros((BLOCK,), dtype=tl.float32)
-    for number in range(ROWS // step):
-        row = program * ROWS + number * step + tl.arange(0, step)
+    total = tl.zeros((STEP, BLOCK), dtype=tl.float32)  # added up over rows once, at the end
+    squares = tl.zeros((STEP, BLOCK), dtype=tl.float32)
+    for number in range(STEPS):
+        row = (program * STEPS + number) * STEP + tl.arange(0, STEP)
         inside = (row < count)[:, None] & (column < CHANNELS)[None, :]
         value = tl.load(x + row.to(tl.int64)[:, None] * CHANNELS + column[None, :], mask=inside, other=0.0)
         value = value.to(tl.float32)
-        total += tl.sum(value, axis=0)
-        squares += tl.sum(value * value, axis=0)
-    tl.store(sums + program * CHANNELS + column, total, mask=column < CHANNELS)
-    tl.store(sums + (programs + program) * CHANNELS + column, squares, mask=column < CHANNELS)
+        total += value
+        squares += value * value
+    tl.store(sums + program * CHANNELS + column, tl.sum(total, axis=0), mask=column < CHANNELS)
+    tl.store(sums + (programs + program) * CHANNELS + column, tl.sum(squares, axis=0), mask=column < CHANNELS)
 
 
 @triton.jit(do_not_specialize=["total"])
-def _scaled_silu_kernel(
+def _padded_kernel(
     x,
     scale,
     shift,
@@ -83,7 +90,7 @@ def _scaled_silu_kernel(
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    SILU: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
@@ -95,10 +102,10 @@ def _scaled_silu_kernel(
     inside = (place < total)[:, None] & (column < CHANNELS)[None, :]
     at = ((frame * height + row) * width + across) * CHANNELS
     value = tl.load(x + at[:, None] + column[None, :], mask=inside, other=0.0).to(tl.float32)
-    times = tl.load(scale + column, mask=column < CHANNELS, other=0.0)
-    plus = tl.load(shift + column, mask=column < CHANNELS, other=0.0)
-    value = value * times[None, :] + plus[None, :]
-    if SILU:
+    if NORM:
+        times = tl.load(scale + column, mask=column < CHANNELS, other=0.0)
+        plus = tl.load(shift + column, mask=column < CHANNELS, other=0.0)
+        value = value * times[None, :] + plus[None, :]
         value = value / (1.0 + tl.exp(-value))
     at = place.to(tl.int64) * CHANNELS
     tl.store(out + at[:, None] + column[None, :], value.to(out.dtype.element_ty), mask=inside)

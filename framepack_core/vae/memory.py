@@ -1,0 +1,59 @@
+"""What a stream of the decoder needs, from the shapes of its weights."""
+
+from .attention import QUERIES
+from .carried import PREFETCHED, SMALL
+from .decoder import BLOCK_BYTES, Decoder, Level
+from .layers import CausalConvolution
+
+SCORE_COPIES = 3  # scores, their softmax, and what softmax computes them from
+
+
+def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int, on_host: bool = False) -> int:
+    """Bytes of a stream over latents of height x width cells, weights included; the decoder may be on the meta device.
+
+    piece, middle, on_host: as for Decoder.stream. The sum of all carried frames, of the largest level's frames, and
+    of the frames that a convolution is given, or of the middle, if that is larger.
+    """
+    unit = decoder.latent_in[0].element_size()
+    cells, frames, carried, largest = height * width, piece, 0, 0
+    for level in decoder.levels:
+        layers = [2 * channels * cells * unit for channels in _carried_channels(level)]
+        carried += sum(size for size in layers if not on_host or size < SMALL)
+        fetched = max(layers) * (1 + PREFETCHED) if on_host else 0
+        widest = max(_channels(block.conv1) for block in level.blocks)
+        narrow = level.blocks[-1].conv2.taps.weight.shape[-1]
+        kept = max(frames * widest, 2 * frames * narrow) * cells * unit
+        largest = max(largest, kept + fetched + max(4 * widest * cells * unit, BLOCK_BYTES))
+        if level.upsampler is not None:
+            cells *= 4
+            frames *= 2 if level.upsampler.doubles_time else 1
+    latents, channels = middle * height * width, _channels(decoder.levels[0].blocks[0].conv1)
+    scores = SCORE_COPIES * QUERIES * latents
+    in_the_middle = (6 * latents * channels + scores) * unit
+    return _weights(decoder) + carried + max(largest, in_the_middle)
+
+
+def _carried_channels(level: Level) -> list[int]:
+    """Of the layers of a level; the upsamplers that double time carry one frame, the others two."""
+    channels = [_channels(convolution) for block in level.blocks for convolution in (block.conv1, block.conv2)]
+    if level.upsampler is not None:
+        taps = level.upsampler.phases[0].weight
+        channels.append(taps.shape[-2] * (taps.shape[0] - 1) // 2)
+    return channels
+
+
+def _channels(convolution: CausalConvolution) -> int:
+    return convolution.taps.weight.shape[-2]
+
+
+def _weights(decoder: Decoder) -> int:
+    """Bytes of all convolutions, with which the other weights are small."""
+    blocks = [
+        decoder.middle.block1,
+        decoder.middle.block2,
+        *(block for level in decoder.levels for block in level.blocks),
+    ]
+    taps = [convolution.taps for block in blocks for convolution in (block.conv1, block.conv2)]
+    for level in decoder.levels:
+        taps += level.upsampler.phases if level.upsampler is not None else ()
+    return sum(part.weight.numel() * part.weight.element_size() for part in taps)
