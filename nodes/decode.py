@@ -26,7 +26,7 @@ def decode_inputs() -> list:
             default=SECTIONS,
             optional=True,
             tooltip="Section by section, each with the neighbour it was made to fit, cross-faded as FramePack does; "
-            "or the film as one piece, without those fades.",
+            "or the film as one piece, without those fades, which decodes no latent twice.",
         ),
         widget(
             io.Int,
@@ -36,8 +36,8 @@ def decode_inputs() -> list:
             max=4096,
             optional=True,
             advanced=True,
-            tooltip="Latents that the VAE decodes in one go (4 frames each). 0: as many as memory allows. 5 is what "
-            "FramePack uses; fewer need less memory, more give steadier frames. 1 and 2 are too few.",
+            tooltip="Latents that the VAE decodes in one go (4 frames each). 0: as many as memory allows, on CUDA any "
+            "number. 5 is what FramePack uses; fewer need less memory, more give steadier frames. 1 and 2 are too few.",
         ),
         widget(
             io.Int,

@@ -145,19 +145,11 @@ def convolutions(
         **more,
     )
     del residual
-    if known is None:
-        scale, shift = torch.ones(channels, device=device), torch.zeros(channels, device=device)
-        norm = row(
-            "triton, norm on load",
-            partial(convolve, frames, packed, bias, out, (3, 3, 3), norm=(scale, shift), launch=launch),
-            **more,
-        )
-        yield {**norm, "error": None}
-        if name.startswith("upsampler"):
-            yield {
-                **row("triton, eight phases from half the size", phases(frames, packed, bias, out, launch)),
-                "error": None,
-            }
+    if known is None and name.startswith("upsampler"):
+        yield {
+            **row("triton, eight phases from half the size", phases(frames, packed, bias, out, launch)),
+            "error": None,
+        }
     yield from libraries(row, frames, weight, bias, known is None)
 
 

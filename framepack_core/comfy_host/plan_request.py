@@ -15,11 +15,13 @@ from ..packing import pack_history
 from ..planning.cards import CARDS, find_card
 from ..planning.cost import TEXT_TOKENS, Weights, config_weights
 from ..planning.request import Machine, Request
+from ..vae.decoder import MIDDLE, PIECE
 from .conditioning import CHECKPOINT_ATTACHMENT, Conditioning, check_framepack, entries_for
 from .frames import check_vae
 from .native_model import HISTORY_KEY
 from .run_record import card_name
 from .step_skipping import FOREIGN_OPTIONS, PATCH
+from .vae_decoder import own_decoder
 
 THIS_MACHINE = "this machine"
 GIB = 2**30
@@ -149,10 +151,13 @@ def _prompts(positive: Conditioning | None, history: History) -> tuple[str, ...]
 
 
 def _decode_bytes(vae: Any, history: History) -> int:
-    """The host's estimate for a section with its neighbour and the start image."""
+    """Estimate for a section with its neighbour and the start image: the host's, or that of our own decoder."""
     check_vae(vae)
     _, height, width = history.shape
     latents = min(2, len(history.sections)) * history.plan.window + 1
+    own = own_decoder(vae)
+    if own is not None:
+        return own.need(height, width, PIECE, min(latents, MIDDLE), on_host=False)
     return round(vae.memory_used_decode((1, LATENT_CHANNELS, latents, height, width), vae.vae_dtype))
 
 

@@ -79,7 +79,7 @@ class VaeDecoder:
         self.vae = vae
         self.shape = shape
         self._beside = beside
-        self._own = None if tile else _own_decoder(vae)
+        self._own = None if tile else own_decoder(vae)
         streamed = self._own is not None
         longest = min(shape[2], MIDDLE) if streamed else shape[2]
         self._wanted = chunk or None
@@ -196,7 +196,7 @@ class VaeDecoder:
         )
 
 
-def _own_decoder(vae: Any) -> StreamedVae | None:
+def own_decoder(vae: Any) -> StreamedVae | None:
     """None where the host's decoder is as fast, or the VAE is not as the host loads it, which the log says."""
     if not streams_on(vae.device, vae.vae_dtype):
         return None

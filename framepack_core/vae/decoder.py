@@ -124,7 +124,7 @@ class Decoder:
         for start in range(0, total, middle):
             weight = self.latent_in[0]
             x = latents[0, :, start : start + middle].to(weight).movedim(0, -1)  # [F, h, w, C]
-            x = self.conv_in(F.linear(x, *self.latent_in), carried, None)
+            x = self.conv_in(F.linear(x, *self.latent_in).contiguous(), carried, None)
             x = self.middle(x, carried)
             carried.settle(self.conv_in.name)
             waiting += x.split(1)

@@ -30,7 +30,8 @@ def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: 
     latents, channels = middle * height * width, _channels(decoder.levels[0].blocks[0].conv1)
     scores = SCORE_COPIES * QUERIES * latents
     in_the_middle = (6 * latents * channels + scores) * unit
-    return _weights(decoder) + carried + max(largest, in_the_middle)
+    waiting = latents * channels * unit  # on their way from the middle to the levels
+    return _weights(decoder) + carried + max(largest + waiting, in_the_middle)
 
 
 def _carried_channels(level: Level) -> list[int]:

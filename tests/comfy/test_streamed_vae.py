@@ -8,7 +8,7 @@ import comfy.utils
 import pytest
 import torch
 from framepack_pack.framepack_core.affine_norm import use_affine_norms
-from framepack_pack.framepack_core.comfy_host import vae_decoder
+from framepack_pack.framepack_core.comfy_host import plan_request, vae_decoder
 from framepack_pack.framepack_core.comfy_host.checkpoint_set import load_vae
 from framepack_pack.framepack_core.comfy_host.film_decoding import WHOLE, DecodeOptions, decode_frames, stream_frames
 from framepack_pack.framepack_core.comfy_host.vae_decoder import Rung, VaeDecoder, ladder
@@ -241,3 +241,11 @@ def test_no_state_is_left_on_the_vae(tiny, film):
     before = set(vars(tiny.vae))
     decode_frames(tiny.vae, film())
     assert set(vars(tiny.vae)) == before
+
+
+def test_the_plan_counts_on_it(tiny, film, monkeypatch):
+    history = film()
+    ours = plan_request._decode_bytes(tiny.vae, history)
+    assert ours == VaeDecoder(tiny.vae, (1, 16, 7, 2, 2))._own.need(2, 2, 2, 7, on_host=False)
+    monkeypatch.setattr(vae_decoder, "streams_on", lambda _device, _dtype: False)
+    assert plan_request._decode_bytes(tiny.vae, history) != ours
