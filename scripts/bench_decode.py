@@ -5,12 +5,11 @@
     COMFYUI_PATH=... python3 scripts/bench_decode.py --cpu --errors vae.safetensors --film film.mp4
 
 A mode is what FramePack Decode has: sections or whole, then chunk in latents, then tile in pixels (sections:5:256). A
-variant is the decoder and what can be set on the VAE from outside: plain (our own decoder, on CUDA), less (our own,
-carried frames in host memory), least (and with the smallest pieces), host (the host's decoder), channels_last,
-benchmark (cuDNN's), fp16, fp32, or several joined by +. Prints one JSON line for each pair and writes all with --json:
-ms per new frame of the second of two runs, peak memory that torch allocated, the first run's seconds. diffusers' class
-decodes windows of 18 latents, 36 new frames each, as the original does, in fp16, with and without its spatial tiles.
-Before it comes the difference of our own decoder from the host's, in levels of 255, at 256x256.
+variant is the decoder and what can be set on the VAE from outside: plain (our own decoder, on CUDA), less (with the
+smallest pieces), host (the host's decoder), channels_last, benchmark (cuDNN's), fp16, fp32, or several joined by +.
+Prints one JSON line for each pair and writes all with --json: ms per new frame of the second of two runs, peak memory
+that torch allocated, the first run's seconds. diffusers' class decodes windows of 18 latents, 36 new frames each, as
+the original does, in fp16, with and without its spatial tiles.
 
 --errors prints the mean and largest difference from the host's whole decode, in levels of 255, for every mode, of
 random latents or of a film that the VAE encodes.
@@ -34,8 +33,8 @@ from host_attach import attach_host
 from torch import Tensor
 
 MODES = ["sections", "whole", "whole:9"]
-VARIANTS = ["plain", "less", "least", "host"]
-RUNGS = {"less": 1, "least": 2}  # of our own decoder's in the ladder, the first that is allowed
+VARIANTS = ["plain", "less", "host"]
+RUNGS = {"less": 1}  # of our own decoder's in the ladder, the first that is allowed
 WINDOW = 9
 
 

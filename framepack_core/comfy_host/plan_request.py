@@ -157,7 +157,7 @@ def _decode_bytes(vae: Any, history: History) -> int:
     latents = min(2, len(history.sections)) * history.plan.window + 1
     own = own_decoder(vae)
     if own is not None:
-        return own.need(height, width, PIECE, min(latents, MIDDLE), on_host=False)
+        return own.need(height, width, PIECE, min(latents, MIDDLE))
     return round(vae.memory_used_decode((1, LATENT_CHANNELS, latents, height, width), vae.vae_dtype))
 
 

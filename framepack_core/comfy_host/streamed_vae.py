@@ -32,22 +32,22 @@ class StreamedVae:
         self._structure = build_decoder(model, torch.device("meta"), vae.vae_dtype)
         self._decoder: Decoder | None = None
 
-    def need(self, height: int, width: int, piece: int, middle: int, on_host: bool) -> int:
+    def need(self, height: int, width: int, piece: int, middle: int) -> int:
         """Bytes on the device for latents of height x width cells, weights included."""
-        return bytes_needed(self._structure, height, width, piece, middle, on_host)
+        return bytes_needed(self._structure, height, width, piece, middle)
 
     def unload(self) -> None:
         """Lets go of the weights on the device."""
         self._decoder = None
 
-    def frames(self, latents: Tensor, piece: int, middle: int, on_host: bool) -> Iterator[Tensor]:
+    def frames(self, latents: Tensor, piece: int, middle: int) -> Iterator[Tensor]:
         """Of latents [1, 16, T, h, w]: [1, F, H, W, 3] a piece, float32 on the CPU, values 0 to 1; 4 T - 3 in all.
 
         Raises ValueError when the VAE makes NaN, and InterruptProcessingException between two pieces.
         """
         if self._decoder is None:  # copied from wherever the host keeps them
             self._decoder = build_decoder(self.vae.first_stage_model, self.vae.device, self.vae.vae_dtype)
-        yield from _on_the_host(self._pictures(self._decoder.stream(latents, piece, middle, on_host)), self.vae)
+        yield from _on_the_host(self._pictures(self._decoder.stream(latents, piece, middle)), self.vae)
 
     def _pictures(self, pieces: Iterator[Tensor]) -> Iterator[Tensor]:
         while True:

@@ -23,7 +23,7 @@ SAFETY = 1.1  # estimates are the host's, which lie above what is used, but do n
 TILES = (64, 32, 16)  # latent cells a side; 32 (256 pixels) is what the original's VAE uses, FP demo_gradio.py
 TILED_CHUNK = 5  # latents; the original's VAE again
 WARM_UP = 6  # latents that a new start in the middle of a film decodes again, for what they leave to the next ones
-STREAMED = ((PIECE, False), (PIECE, True), (1, True))  # latents a piece, carried frames in host memory
+STREAMED = (PIECE, 1)  # latents a piece of our own decoder
 streams_on = convolution_runs_on  # elsewhere our own decoder is no faster than the host's
 
 
@@ -34,11 +34,10 @@ class Rung(NamedTuple):
     tile: int = 0  # latent cells a side; 0: whole pictures
     on_cpu: bool = False
     piece: int = 0  # latents a piece of our own decoder, whose middle sees `chunk` of them; 0: the host's decoder
-    on_host: bool = False  # whether frames that our decoder carries from piece to piece wait in host memory
 
     def __str__(self) -> str:
         if self.piece:
-            return f"each latent once, {self.piece} at a time{', carried frames in host memory' * self.on_host}"
+            return f"each latent once, {self.piece} at a time"
         tile = f", tiles of {self.tile * PIXELS_PER_LATENT} pixels" if self.tile else ""
         return f"{self.chunk} latents at a time{tile}{', on the CPU' if self.on_cpu else ''}"
 
@@ -49,7 +48,7 @@ def ladder(chunk: int, height: int, width: int, tile: int = 0, streamed: bool = 
     streamed: our own decoder in the place of chunks, with less and less on the device, less than any of them needs.
     """
     if streamed:
-        rungs = [Rung(chunk, piece=piece, on_host=on_host) for piece, on_host in STREAMED]
+        rungs = [Rung(chunk, piece=piece) for piece in STREAMED]
     else:
         rungs = [Rung(chunk, tile)]
         while chunk > CHUNK_MIN:
@@ -139,7 +138,7 @@ class VaeDecoder:
         rung = self.rungs[0]
         if rung.piece:
             self._load(rung)
-            return self._own.frames(latents, rung.piece, rung.chunk, rung.on_host)
+            return self._own.frames(latents, rung.piece, rung.chunk)
         spans = chunk_spans(range(latents.shape[2]), rung.chunk)
 
         def decode(number: int) -> Tensor:
@@ -167,7 +166,7 @@ class VaeDecoder:
         """Bytes that a call is estimated to need."""
         height, width = (min(side, rung.tile or side) for side in self.shape[3:])
         if rung.piece:
-            return SAFETY * self._own.need(height, width, rung.piece, rung.chunk, rung.on_host)
+            return SAFETY * self._own.need(height, width, rung.piece, rung.chunk)
         return SAFETY * self.vae.memory_used_decode((1, self.shape[1], rung.chunk, height, width), self.vae.vae_dtype)
 
     def _load(self, rung: Rung) -> torch.device:

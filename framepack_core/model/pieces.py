@@ -1,5 +1,6 @@
 """MLPs on some tokens at a time, where memory asks for it: tokens do not see each other there."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -8,8 +9,8 @@ from .config import FramePackConfig
 
 SMALLEST_PIECE = 1024
 """Tokens. Fewer leave a card idle, and layers that are streamed are fetched once for every piece."""
-LARGEST_PIECE = 4096
-"""Tokens. More fill memory and make no card busier (docs/benchmarks.md)."""
+LARGEST_PIECE = 10240
+"""Tokens. Half of a section's at 640x640, which keeps the MLP's memory below that of attention, or near it."""
 
 
 def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) -> int:
@@ -26,13 +27,14 @@ def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) ->
 def in_pieces(function: Callable[..., Tensor], piece: int | None, *inputs: Tensor) -> Tensor:
     """function of inputs [B, L, ...], which treats every token alone, on at most `piece` tokens at a time.
 
-    Its result is shaped as the first input; of pieces it gets the place to write to as `out`.
+    Its result is shaped as the first input; of pieces it gets the place to write to as `out`. Pieces are equally long,
+    since a short one fills a card badly.
     """
     length = inputs[0].shape[1]
     if piece is None or piece >= length:
         return function(*inputs)
-    out = inputs[0].new_empty(inputs[0].shape)
-    for first in range(0, length, piece):
-        here = slice(first, first + piece)
+    out, size = inputs[0].new_empty(inputs[0].shape), math.ceil(length / math.ceil(length / piece))
+    for first in range(0, length, size):
+        here = slice(first, first + size)
         function(*(x[:, here] for x in inputs), out=out[:, here])
     return out

@@ -1,4 +1,4 @@
-"""Where the frames that layers carry from piece to piece are kept: on the device, or in host memory meanwhile."""
+"""Where the frames that layers carry from piece to piece wait: on the device, or in host memory."""
 
 from typing import NamedTuple
 
@@ -9,61 +9,42 @@ SMALL = 2**26  # bytes that stay on the device
 PREFETCHED = 1  # layers whose frames are on their way back before they are needed
 
 
-class Carried:
-    """Frames by the name of their layer; first those that the layer needs before its next ones, then room for more."""
-
-    def __init__(self) -> None:
-        self._frames: dict[str, tuple[Tensor, int]] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._frames
-
-    def take(self, name: str) -> Tensor | None:
-        """What was put, or None for the first frames of a film."""
-        return self._frames.pop(name)[0] if name in self._frames else None
-
-    def put(self, name: str, frames: Tensor, count: int) -> None:
-        """The first `count` of frames are carried; the others are room that the layer may use within the piece."""
-        self._frames[name] = frames, count
-
-    def settle(self, *names: str) -> None:
-        """Keeps no more than is carried, once a piece has gone through the layers."""
-        for name in names:
-            frames, count = self._frames[name]
-            self._frames[name] = frames[:count].clone(), count
-
-
 class Away(NamedTuple):
     """Frames that are not on the device, or on their way back."""
 
     frames: Tensor
+    room: int  # frames that the layer's buffer has, those included
     copied: torch.cuda.Event | None
 
 
-class HostCarried(Carried):
-    """Keeps large frames in pinned host memory, of which the device needs those of a layer or two at a time.
+class Carried:
+    """Frames by the name of their layer: small ones on the device, large ones in pinned host memory.
 
-    Copies run beside the computation: each piece meets the layers in the same order, so what comes next is known.
+    Of the large ones the device has those of a layer or two at a time. Copies run beside the computation: each piece
+    meets the layers in the same order, so what comes next is known.
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
         self._device = device
         streams = device.type == "cuda"
         self._outward = torch.cuda.Stream(device) if streams else None
         self._inward = torch.cuda.Stream(device) if streams else None
+        self._frames: dict[str, tuple[Tensor, int]] = {}
         self._hosts: dict[str, Tensor] = {}  # each layer's pinned memory, in the layers' order
         self._away: dict[str, Away] = {}
         self._arriving: dict[str, Away] = {}
 
     def __contains__(self, name: str) -> bool:
-        return super().__contains__(name) or name in self._away or name in self._arriving
+        return name in self._frames or name in self._away or name in self._arriving
 
     def take(self, name: str) -> Tensor | None:
-        if name not in self._hosts or super().__contains__(name):
-            return super().take(name)
+        """What was put, with room behind it that may be used; None for the first frames of a film."""
+        if name in self._frames:
+            return self._frames.pop(name)[0]
+        if name not in self._hosts:
+            return None
         self._fetch(name)
-        frames, copied = self._arriving.pop(name)
+        frames, _, copied = self._arriving.pop(name)
         if copied is not None:
             torch.cuda.current_stream(self._device).wait_event(copied)
         order = list(self._hosts)
@@ -72,23 +53,30 @@ class HostCarried(Carried):
             self._fetch(following)
         return frames
 
+    def put(self, name: str, frames: Tensor, count: int) -> None:
+        """The first `count` of frames are carried; the others are room that the layer may use within the piece."""
+        self._frames[name] = frames, count
+
     def settle(self, *names: str) -> None:
+        """Keeps no more than is carried, once a piece has gone through the layers."""
         for name in names:
-            frames, count = self._frames[name]
+            frames, count = self._frames.pop(name)
             kept = frames[:count]
             if kept.numel() * kept.element_size() < SMALL:
-                super().settle(name)
+                self._frames[name] = kept.clone(), count
                 continue
-            del self._frames[name]
             if name not in self._hosts:
                 self._hosts[name] = torch.empty(kept.shape, dtype=kept.dtype, pin_memory=self._outward is not None)
-            self._away[name] = Away(self._hosts[name], self._copied(kept, self._hosts[name], self._outward, None))
+            there = self._hosts[name]
+            self._away[name] = Away(there, len(frames), self._copied(kept, there, self._outward, None))
 
     def _fetch(self, name: str) -> None:
+        """Starts bringing frames back, into a buffer as long as the one that they came from."""
         if name in self._away:
-            frames, gone = self._away.pop(name)
-            back = torch.empty(frames.shape, dtype=frames.dtype, device=self._device)
-            self._arriving[name] = Away(back, self._copied(frames, back, self._inward, gone))
+            frames, room, gone = self._away.pop(name)
+            back = torch.empty((room, *frames.shape[1:]), dtype=frames.dtype, device=self._device)
+            copied = self._copied(frames, back[: len(frames)], self._inward, gone)
+            self._arriving[name] = Away(back, room, copied)
 
     def _copied(
         self, source: Tensor, target: Tensor, stream: torch.cuda.Stream | None, after: torch.cuda.Event | None

@@ -6,11 +6,11 @@ last input frames over. Norms see one piece at a time, and so does the attention
 With pieces of two latents that is what ComfyUI 0.33.0 computes in one call, when the middle takes the film as a whole.
 
 Memory at 640x640 in bfloat16, pieces of two latents, in 10^9 bytes: a frame of 128 channels is 0.105.
-    carried frames      level 0: 0.42 + 5 * 0.21; level 1: 0.21 + 5 * 0.105; level 2 and 3: 0.4          2.6
     block by block      8 frames of 256 channels at the start of level 0, each freed as it is used       1.7
     padded input        4 frames of 256 channels                                                         0.8
+    carried frames      those of small layers, and of the next layer on their way back                   0.8
     weights             144 million, and 31 million more for the upsamplers' phases                      0.4
-Pieces of one latent halve the second line; of the first, 0.5 is left when carried frames wait in host memory.
+Pieces of one latent halve the first line. The other carried frames, 2.1, wait in host memory.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import attend
-from .carried import Carried, HostCarried
+from .carried import Carried
 from .convolution import Taps, convolve
 from .elementwise import padded
 from .layers import Blocks, CausalConvolution, Norm, ResidualBlock, Upsampler
@@ -109,16 +109,13 @@ class Decoder:
     frames_out: FrameOutput
 
     @torch.no_grad()
-    def stream(
-        self, latents: Tensor, piece: int = PIECE, middle: int = MIDDLE, on_host: bool = False
-    ) -> Iterator[Tensor]:
+    def stream(self, latents: Tensor, piece: int = PIECE, middle: int = MIDDLE) -> Iterator[Tensor]:
         """Frames of latents [1, 16, T, h, w] in order, [F, H, W, 3] a piece; 4 T - 3 together, values about -1 to 1.
 
         piece, middle: latents that share the statistics of norms, in the levels and in the middle. The latents may lie
-        elsewhere; a piece of the middle's is brought to the weights' device and dtype at a time. on_host: large
-        carried frames wait in host memory.
+        elsewhere; a piece of the middle's is brought to the weights' device and dtype at a time.
         """
-        carried = HostCarried(self.latent_in[0].device) if on_host else Carried()
+        carried = Carried(self.latent_in[0].device)
         waiting: list[Tensor] = []  # latents that have been through the middle
         total = latents.shape[2]
         for start in range(0, total, middle):

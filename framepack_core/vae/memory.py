@@ -8,18 +8,18 @@ from .layers import CausalConvolution
 SCORE_COPIES = 3  # scores, their softmax, and what softmax computes them from
 
 
-def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int, on_host: bool = False) -> int:
+def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int) -> int:
     """Bytes of a stream over latents of height x width cells, weights included; the decoder may be on the meta device.
 
-    piece, middle, on_host: as for Decoder.stream. The sum of all carried frames, of the largest level's frames, and
+    piece, middle: as for Decoder.stream. The sum of all carried frames, of the largest level's frames, and
     of the frames that a convolution is given, or of the middle, if that is larger.
     """
     unit = decoder.latent_in[0].element_size()
     cells, frames, carried, largest = height * width, piece, 0, 0
     for level in decoder.levels:
         layers = [2 * channels * cells * unit for channels in _carried_channels(level)]
-        carried += sum(size for size in layers if not on_host or size < SMALL)
-        fetched = max(layers) * (1 + PREFETCHED) if on_host else 0
+        carried += sum(size for size in layers if size < SMALL)
+        fetched = max(layers) * PREFETCHED * 1.5  # with room for a frame more
         widest = max(_channels(block.conv1) for block in level.blocks)
         narrow = level.blocks[-1].conv2.taps.weight.shape[-1]
         kept = max(frames * widest, 2 * frames * narrow) * cells * unit

@@ -91,7 +91,7 @@ def test_time_is_measured_said_or_guessed_in_that_order():
 def test_weights_that_do_not_fit_are_streamed_and_the_rest_stays():
     all_fit, _ = resolve(PLAIN, H200)
     assert (all_fit.on_card, all_fit.streamed) == (17 * GIB, 0)
-    assert all_fit.vram == 17 * GIB + activation_bytes(FULL, 19257, 2, 4096)
+    assert all_fit.vram == 17 * GIB + activation_bytes(FULL, 19257, 2, 10240)
     small = replace(H200, vram=12 * GIB)
     part, _ = resolve(PLAIN, small)
     assert part.streamed == 17 * GIB - part.on_card > 0

@@ -223,15 +223,16 @@ def test_mlps_in_pieces_give_the_same(reference, piece):
     sizes = []
     model.single_transformer_blocks[0].proj_mlp.register_forward_hook(lambda _, got, __: sizes.append(got[0].shape[1]))
     out = model.velocity(given.x, step, section, mlp_piece=piece)
-    assert max(sizes) == min(piece, sum(sizes)), "pieces of at most this size"
+    assert max(sizes) <= piece, "pieces of at most this size"
+    assert max(sizes) - min(sizes) < len(sizes), "equally long, but for what is left over"
     torch.testing.assert_close(out, run_ours(model, given), atol=1e-5, rtol=1e-5)
 
 
-def test_pieces_are_as_large_as_memory_lets_them_up_to_4096_tokens():
+def test_pieces_are_as_large_as_memory_lets_them_up_to_10240_tokens():
     config, tokens = FramePackConfig(), 19_257
     streams = 5 * tokens * config.width * 2
     each = (2 * config.mlp_dim + 2 * config.width) * 2
-    assert mlp_piece(config, tokens, 2, streams + tokens * each) == 4096
-    assert mlp_piece(config, tokens, 2, streams + 4096 * each - 1) == 4095
+    assert mlp_piece(config, tokens, 2, streams + tokens * each) == 10240
+    assert mlp_piece(config, tokens, 2, streams + 10240 * each - 1) == 10239
     assert mlp_piece(config, tokens, 2, streams + 3000 * each) == 3000
     assert mlp_piece(config, tokens, 2, 0) == 1024
