@@ -105,6 +105,7 @@ VARIANTS = (
     # guidance
     Variant("cfg 2", Order(cfg=2.0)),
     Variant("cfg 4", Order(cfg=4.0)),
+    Variant("text to video, forward, cfg 2", Order(FORWARD, has_start=False, cfg=2.0)),
     # step caches
     Variant("EasyCache 0.05", patch=easy_cache(0.05)),
     Variant("EasyCache 0.2", patch=easy_cache(0.2)),
