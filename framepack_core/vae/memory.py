@@ -19,7 +19,7 @@ def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: 
     for level in decoder.levels:
         layers = [2 * channels * cells * unit for channels in _carried_channels(level)]
         carried += sum(size for size in layers if size < SMALL)
-        fetched = max(layers) * PREFETCHED * 1.5  # with room for a frame more
+        fetched = max(layers) * PREFETCHED * 3 // 2  # with room for a frame more
         widest = max(_channels(block.conv1) for block in level.blocks)
         narrow = level.blocks[-1].conv2.taps.weight.shape[-1]
         kept = max(frames * widest, 2 * frames * narrow) * cells * unit

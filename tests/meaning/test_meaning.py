@@ -58,7 +58,9 @@ def test_sections_wired_by_hand_equal_the_loop(tools, scenes, prompts, direction
     assert torch.equal(by_loop, by_hand)
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped checkpoint draws the colour, and not yet every shape, from words alone")
+@pytest.mark.xfail(
+    strict=True, reason="the shipped checkpoint draws the colour, and not yet every shape, from words alone"
+)
 def test_text_to_video_makes_the_object_that_is_named(tools):
     named = join([scene("heart", "yellow", "white", ["left"]), scene("star", "red", "black", ["up"])])
     order = Order(DIRECTIONS[-1], STEPS, has_start=False)
