@@ -100,7 +100,8 @@ def test_progress_counts_all_steps_of_all_sections(server, small):
 
 
 def test_interrupted_run_stops_and_the_next_one_works(server, small):
-    prompt = small("image_to_video", FramePackNativeSampler={"steps": 500})
+    minute = {"total_second_length": 60.0, "seed": 4}
+    prompt = small("image_to_video", FramePackNativeStartHistory=minute, FramePackNativeSampler={"steps": 500})
     (sampler,) = workflow.node_ids(prompt, "FramePackNativeSampler")
     prompt_id = server.queue(prompt)
     steps = []
@@ -114,7 +115,7 @@ def test_interrupted_run_stops_and_the_next_one_works(server, small):
 
     with pytest.raises(InterruptedRunError, match="FramePackNativeSampler"):
         watch()
-    assert len(steps) < 2 * 500, "of two sections; how many pass before the request arrives depends on the machine"
+    assert len(steps) < 50 * 500, "of all sections; how many pass before the request arrives depends on the machine"
     assert server.history(prompt_id)["status"]["completed"] is False
     assert len(make_film(server, small("image_to_video", FramePackNativeStartHistory={"seed": 3})).frames) == 73
 
