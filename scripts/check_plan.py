@@ -75,6 +75,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.host is None:
         parser.error("name a ComfyUI folder with --host or COMFYUI_PATH")
+    if arguments.steps < 4:
+        parser.error(f"--steps is {arguments.steps}; fewer than 4 say nothing about speed")
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     return arguments
 

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def name_pack() -> None:
     """Make the pack importable as `framepack_pack`: on sys.path its folder `nodes` would hide ComfyUI's module."""
+    if "framepack_pack" in sys.modules:  # a second one would not know what the first has imported
+        return
     pack = types.ModuleType("framepack_pack")
     pack.__path__ = [str(ROOT)]
     sys.modules[pack.__name__] = pack
