@@ -10,12 +10,12 @@ import argparse
 import json
 import logging
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmark.meters import median_ms
 from host_attach import attach_host
 from torch import Tensor
 from torch.nn import functional as F
@@ -87,19 +87,13 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 
 def timed(function: Callable[[], Tensor], exact: Tensor, repeats: int) -> dict[str, Any]:
-    """Median milliseconds by CUDA events and |a - b| / |b|, or why it does not run."""
+    """Median milliseconds and |a - b| / |b|, or why it does not run."""
     try:
         out = function()
     except (RuntimeError, ValueError, ImportError, AssertionError) as error:
         return {"failed": str(error).splitlines()[0] if str(error) else type(error).__name__}
     error = float((out[:, -exact.shape[1] :].float() - exact).norm() / exact.norm())
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for start, end in events:
-        start.record()
-        function()
-        end.record()
-    torch.cuda.synchronize()
-    return {"ms": statistics.median(start.elapsed_time(end) for start, end in events), "error": error}
+    return {"ms": median_ms(function, repeats), "error": error}
 
 
 if __name__ == "__main__":

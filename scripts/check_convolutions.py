@@ -10,7 +10,6 @@ group norm with SiLU, and the middle's attention over 9 and 18 latents. Stops st
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from benchmark.meters import median_ms
 from host_attach import name_pack
 from torch import Tensor
 
@@ -271,25 +271,10 @@ def measured(function: Callable[[], Tensor], exact: Tensor | None, flops: int) -
         if exact is not None:
             error = float((got[:1].float() - exact).abs().max() / exact.abs().max())
         del got
-        ms = milliseconds(function)
+        ms = median_ms(function, REPEATS)
     except Exception as problem:  # noqa: BLE001 - a candidate that fails in any way is a result here
         return {"failed": f"{type(problem).__name__}: {problem}".splitlines()[0][:200]}
     return {"ms": ms, "tflops": flops / ms / 1e9, "error": error}
-
-
-def milliseconds(function: Callable[[], Any]) -> float:
-    if not torch.cuda.is_available():
-        begun = time.perf_counter()
-        function()
-        return 1000 * (time.perf_counter() - begun)
-    function()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(REPEATS)]
-    for start, end in events:
-        start.record()
-        function()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
 
 
 def print_row(row: dict) -> None:

@@ -11,13 +11,13 @@ import argparse
 import itertools
 import json
 import platform
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmark.meters import median_ms
 from host_attach import name_pack
 from torch import Tensor
 
@@ -193,37 +193,24 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict:
         total, normed = case.fused(*case.inputs)
         row["ok"] &= torch.equal(total, elementwise.gated_sum(residual, branch, gate))
         row["ok"] &= torch.equal(normed, elementwise.modulated_norm(total, shift, scale))
-    row["ms"] = milliseconds(lambda: case.fused(*case.inputs), arguments.repeats)
-    row["eager_ms"] = milliseconds(lambda: case.eager(*case.inputs), arguments.repeats)
+    row["ms"] = median_ms(lambda: case.fused(*case.inputs), arguments.repeats)
+    row["eager_ms"] = median_ms(lambda: case.eager(*case.inputs), arguments.repeats)
     row["gb_s"] = case.bytes / row["ms"] / 1e6
     if arguments.sweep:
         row["sweep"] = {}
         per_program = (None,) if case.name in ("gelu", "normed_rotation") else (1, 2, 4, 8)
         for count, warps in itertools.product(per_program, (2, 4, 8, 16)):
             launch = {"warps": warps} if count is None else {"rows": count, "warps": warps}
-            ms = milliseconds(lambda launch=launch: case.fused(*case.inputs, **launch), arguments.repeats)
+            ms = median_ms(lambda launch=launch: case.fused(*case.inputs, **launch), arguments.repeats)
             row["sweep"][" ".join(f"{key}={value}" for key, value in launch.items())] = ms
     return row
-
-
-def milliseconds(function: Callable[[], Any], repeats: int) -> float:
-    """Median by CUDA events, after a warm-up that also compiles."""
-    for _ in range(3):
-        function()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for start, end in events:
-        start.record()
-        function()
-        end.record()
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in events)
 
 
 def copy_bandwidth(arguments: argparse.Namespace) -> float:
     """Bytes read and written by a copy of one residual stream, GB/s."""
     source = random(1, arguments.length, WIDTH, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    ms = milliseconds(lambda: target.copy_(source), arguments.repeats)
+    ms = median_ms(lambda: target.copy_(source), arguments.repeats)
     return 2 * source.numel() * source.element_size() / ms / 1e6
 
 

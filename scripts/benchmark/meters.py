@@ -2,6 +2,7 @@
 
 import ctypes
 import resource
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,15 @@ class Stopwatch:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def median_ms(function: Callable[[], Any], repeats: int) -> float:
+    """Of so many calls, on the card where there is one, after a call that compiles."""
+    watch = Stopwatch(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    function()
+    for _ in range(repeats):
+        watch.time(function)
+    return statistics.median(watch.milliseconds())
 
 
 class CardWatch:
