@@ -32,7 +32,7 @@ class FramePackModelConfig(comfy.supported_models.HunyuanVideo):
     """As HunyuanVideo (latent format, dtypes, shift 7), with the file's own key names."""
 
     unet_config = {"image_model": IMAGE_MODEL}
-    memory_usage_factor = 1.0  # HunyuanVideo's is 1.8; MLPs in pieces take less than attention (planning/cost.py)
+    memory_usage_factor = 1.0  # HunyuanVideo's is 1.8; here MLPs go in pieces (planning/cost.py activation_bytes)
 
     def __init__(self, unet_config: dict) -> None:
         super().__init__(unet_config)

@@ -10,7 +10,7 @@ from .config import FramePackConfig
 SMALLEST_PIECE = 1024
 """Tokens. Fewer leave a card idle, and layers that are streamed are fetched once for every piece."""
 LARGEST_PIECE = 10240
-"""Tokens. Half of a section's at 640x640, which keeps the MLP's memory below that of attention, or near it."""
+"""Tokens: at 640x640 a section goes through in halves, which take a quarter more memory than attention does."""
 
 
 def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) -> int:

@@ -11,8 +11,9 @@ SCORE_COPIES = 3  # scores, their softmax, and what softmax computes them from
 def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int) -> int:
     """Bytes of a stream over latents of height x width cells, weights included; the decoder may be on the meta device.
 
-    piece, middle: as for Decoder.stream. The sum of all carried frames, of the largest level's frames, and
-    of the frames that a convolution is given, or of the middle, if that is larger.
+    piece, middle: as for Decoder.stream. The sum of the weights, of the carried frames that stay on the device, and of
+    what the largest level holds (its frames, carried ones on their way back, a convolution's input, latents that wait)
+    or the middle, if that is more.
     """
     unit = decoder.latent_in[0].element_size()
     cells, frames, carried, largest = height * width, piece, 0, 0

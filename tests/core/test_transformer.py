@@ -1,5 +1,7 @@
 """Our transformer against diffusers' on the same weights, and the changes that must be seen."""
 
+import math
+
 import pytest
 import torch
 from framepack_pack.framepack_core.model import blocks, operations, rope, transformer
@@ -224,6 +226,7 @@ def test_mlps_in_pieces_give_the_same(reference, piece):
     model.single_transformer_blocks[0].proj_mlp.register_forward_hook(lambda _, got, __: sizes.append(got[0].shape[1]))
     out = model.velocity(given.x, step, section, mlp_piece=piece)
     assert max(sizes) <= piece, "pieces of at most this size"
+    assert len(sizes) == math.ceil(sum(sizes) / piece), "and no more of them than that takes"
     assert max(sizes) - min(sizes) < len(sizes), "equally long, but for what is left over"
     torch.testing.assert_close(out, run_ours(model, given), atol=1e-5, rtol=1e-5)
 
