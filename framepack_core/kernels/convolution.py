@@ -80,9 +80,10 @@ def convolve(
     grid = (triton.cdiv(last, launch.rows) * triton.cdiv(columns, block),)
     given = residual if residual is not None else out
     source, matrix = frames, weight
-    if launch.descriptors and TensorDescriptor is not None:
-        source = TensorDescriptor.from_tensor(frames.view(-1, channels), [launch.rows, depth])
-        matrix = TensorDescriptor.from_tensor(weight, [depth, block])
+    descriptor = TensorDescriptor if launch.descriptors else None
+    if descriptor is not None:
+        source = descriptor.from_tensor(frames.view(-1, channels), [launch.rows, depth])
+        matrix = descriptor.from_tensor(weight, [depth, block])
     with on_device_of(frames):
         _convolve_kernel[grid](
             source,
@@ -109,7 +110,7 @@ def convolve(
             KW=taps[2],
             BIAS=bias is not None,
             RESIDUAL=residual is not None,
-            DESCRIPTORS=launch.descriptors and TensorDescriptor is not None,
+            DESCRIPTORS=descriptor is not None,
             ROWS=launch.rows,
             COLUMNS=block,
             DEPTH=depth,
