@@ -51,14 +51,15 @@ class Muon(torch.optim.Optimizer):
         buffers = torch.stack([self._buffer(parameter) for parameter in parameters])
         buffers.lerp_(gradients, 1 - momentum)
         ahead = gradients.lerp(buffers, momentum).flatten(2)  # [n, rows, columns]
-        updates = orthogonalise(ahead).reshape(gradients.shape)
+        updates = orthogonalise(ahead).reshape(gradients.shape).to(gradients.dtype).unbind()
         scale = -lr * max(1.0, ahead.shape[1] / ahead.shape[2]) ** 0.5
-        for parameter, buffer, update in zip(parameters, buffers, updates, strict=True):
-            self.state[parameter]["momentum"] = buffer
-            parameter.mul_(1 - lr * group["weight_decay"]).add_(update, alpha=scale)
+        self.state.update({p: {"momentum": buffer} for p, buffer in zip(parameters, buffers, strict=True)})
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(parameters, updates, alpha=scale)  # pyright: ignore[reportPrivateImportUsage]
 
     def _buffer(self, parameter: Tensor) -> Tensor:
-        return self.state[parameter].get("momentum", torch.zeros_like(parameter))
+        state = self.state[parameter]
+        return state["momentum"] if "momentum" in state else torch.zeros_like(parameter)
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
@@ -73,5 +74,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        # sums and products in one launch each: a small model's step is as long as its launches take
+        polynomial = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if is_tall else x
