@@ -51,13 +51,14 @@ def add_vae_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=14000, help="of the whole training; the last 40 %% slow down")
-    parser.add_argument("--batch", type=int, default=64, help="samples of each batch of a step")
-    parser.add_argument("--batches", type=int, default=4, help="of a step, in turn for backward and for F1")
+    parser.add_argument("--steps", type=int, default=14000, help="of the whole training")
+    parser.add_argument("--decay", type=float, default=0.4, help="share of the steps in which learning slows down")
+    parser.add_argument("--batch", type=int, default=384, help="samples of each batch of a step")
+    parser.add_argument("--batches", type=int, default=1, help="of a step, each of the other direction than the last")
     parser.add_argument("--films", type=int, default=6000, help="clips to train on")
     parser.add_argument("--sections", type=int, nargs="+", default=[4, 4, 8], help="of the clips, in equal shares")
     parser.add_argument("--spins", type=float, default=3.0, help="how often an object spins: the hardest motion")
-    parser.add_argument("--text-alone", type=float, default=0.25, help="share of batches that show only a prompt")
+    parser.add_argument("--text-alone", type=float, default=0.35, help="share of batches that show only a prompt")
     parser.add_argument("--muon", type=float, default=0.02, help="learning rate of the blocks' matrices")
     parser.add_argument("--adamw", type=float, default=1e-3, help="learning rate of everything else")
     parser.add_argument("--tested", type=int, default=64, help="held-out films that are measured")

@@ -55,7 +55,7 @@ class Given(NamedTuple):
 class Drawing:
     """How batches are drawn. Chances are 0..1 and hold for a whole batch, except noisy_histories (samples)."""
 
-    layouts: tuple[tuple[Layout, ...], ...]  # the batches of a step take turns among these, say one per direction
+    layouts: tuple[tuple[Layout, ...], ...]  # a step's batches take turns among these, say directions; any is the first
     batch: int = 64  # examples of one layout
     batches: int = 4  # layouts per step
     drop_text: float = 0.1
@@ -112,7 +112,8 @@ def draw_batches(
     """
     index = index or CutIndex(clips, prompts)
     out = []
-    for number in range(drawing.batches):
+    first = _below(len(drawing.layouts), generators.choices)
+    for number in range(first, first + drawing.batches):
         layouts = drawing.layouts[number % len(drawing.layouts)]
         text_alone = float(torch.rand((), generator=generators.choices)) < drawing.text_alone
         if text_alone:

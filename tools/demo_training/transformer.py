@@ -17,7 +17,7 @@ from ...framepack_core.section_plan import Direction
 from ...framepack_core.training import operations
 from ...framepack_core.training.initialise import initialise, trains_from_scratch
 from ...framepack_core.training.loop import TrainingRun, compile_blocks, every, new_run, train
-from ...framepack_core.training.objective import Objective, flow_loss
+from ...framepack_core.training.objective import Objective, relative_flow_loss
 from ...framepack_core.training.optimizer import Rates, Schedule
 from ...framepack_core.training.run_files import averaged_weights, load_run, save_run
 from ...framepack_core.training.sections import Batch, CutIndex, Drawing, Layout, draw_batches, usual_layouts
@@ -37,12 +37,13 @@ class Training:
     """Of a whole training, however many calls it takes."""
 
     steps: int = 14000
-    batch: int = 64  # samples of one layout
-    batches: int = 4  # layouts in a step, half of them for each direction
+    batch: int = 384  # samples of one layout; a smaller batch takes as long, since launches do
+    batches: int = 1  # layouts in a step; the direction of the first is drawn
     seed: int = 0
     drop_start: float = 0.1
-    text_alone: float = 0.25  # text-to-video must make a picture from nothing, and few other batches teach it
+    text_alone: float = 0.35  # text-to-video must make a picture from nothing, and few other batches teach it
     rates: Rates = Rates()  # noqa: RUF009  # frozen
+    decay: float = 0.4  # share of the steps in which the rates fall to 0
     compiles: bool = True
     start_from: Path | None = None  # a checkpoint whose weights a new run begins with
 
@@ -129,19 +130,19 @@ def train_transformer(
         return draw_batches(dataset.clips, dataset.prompts, drawing, run.generators, index)
 
     def loss(model: Any, batch: Batch) -> Tensor:
-        return flow_loss(model, batch, objective, run.generators.noise)
+        return relative_flow_loss(model, batch, objective, run.generators.noise)
 
     def report(run: TrainingRun, value: Tensor) -> None:
         number, now = value.item(), time.monotonic()
         pace = (now - clock["time"]) / (run.step - clock["step"]) * 1000
         clock.update(step=run.step, time=now)
-        tell(f"step {run.step}, {run.seconds:.0f} s, loss {number:.4f}, {pace:.0f} ms a step")
+        tell(f"step {run.step}, {run.seconds:.0f} s, log of the loss {number:.3f}, {pace:.0f} ms a step")
 
     is_done = train(
         run,
         batches,
         loss,
-        Schedule(training.steps, warm_up=200, decay=0.4),
+        Schedule(training.steps, warm_up=200, decay=training.decay),
         seconds=seconds,
         callbacks=[every(200, report), every(2000, lambda run, _: save_run(run, run_file))],
     )

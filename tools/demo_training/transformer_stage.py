@@ -50,6 +50,7 @@ def run_stage(arguments: argparse.Namespace) -> None:
         arguments.seed,
         text_alone=arguments.text_alone,
         rates=replace(Rates(), muon=arguments.muon, adamw=arguments.adamw),
+        decay=arguments.decay,
         compiles=device.type == "cuda" and not arguments.no_compile,
         start_from=arguments.start_from,
     )
