@@ -23,7 +23,7 @@ DIRECTIONS = list(Direction)
 SCENES = (
     scene("triangle", "red", "meadow", ["up", "right"]),
     scene("star", "blue", "beach", ["bounces", "grows"]),
-    scene("square", "green", "white", ["left", "down"]),
+    scene("square", "green", "white", ["left", "spins"]),
 )
 
 
