@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALL = 2**26  # bytes that stay on the device
+SMALL = 2**25  # bytes that stay on the device
 PREFETCHED = 1  # layers whose frames are on their way back before they are needed
 
 

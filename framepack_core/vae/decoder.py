@@ -8,9 +8,11 @@ With pieces of two latents that is what ComfyUI 0.33.0 computes in one call, whe
 Memory at 640x640 in bfloat16, pieces of two latents, in 10^9 bytes: a frame of 128 channels is 0.105.
     block by block      8 frames of 256 channels at the start of level 0, each freed as it is used       1.7
     padded input        4 frames of 256 channels                                                         0.8
-    carried frames      those of small layers, and of the next layer on their way back                   0.8
-    weights             144 million, and 31 million more for the upsamplers' phases                      0.4
-Pieces of one latent halve the first line. The other carried frames, 2.1, wait in host memory.
+    carried frames      those of small layers, and of the next layer on their way back                   0.5
+    shortcut            of the block in hand                                                             0.2
+    weights             144 million, and 31 million more for the upsamplers' phases                      0.3
+    waiting             latents behind the middle, pictures on their way to the host                     0.3
+Pieces of one latent halve the first line. Large carried frames, 2.6, wait in host memory.
 """
 
 from collections.abc import Iterator

@@ -55,12 +55,24 @@ class CausalConvolution:
 
     def __call__(self, x: Tensor, carried: Carried, norm: ScaleShift | None, add_to: Tensor | None = None) -> Tensor:
         """[F, H, W, C] -> [F, H, W, O], in the memory of add_to where that is given, which is added."""
-        before = self.taps.weight.shape[0] - 1
-        frames = _continued(self.name, x, carried, norm, before)
-        out = x.new_empty(*x.shape[:3], self.taps.weight.shape[-1]) if add_to is None else add_to
+        return self.convolved(self.prepared(x, carried, norm), add_to)
+
+    def prepared(self, x: Tensor, carried: Carried, norm: ScaleShift | None) -> Tensor:
+        """What is convolved, [2 + F, H + 2, W + 2, C], for which x is not needed any more."""
+        return _continued(self.name, x, carried, norm, self._before)
+
+    def convolved(self, frames: Tensor, add_to: Tensor | None = None) -> Tensor:
+        """What __call__ gives, from prepared frames."""
+        count, height, width = frames.shape[0] - self._before, frames.shape[1] - 2, frames.shape[2] - 2
+        out = frames.new_empty(count, height, width, self.taps.weight.shape[-1]) if add_to is None else add_to
         convolve(frames, self.taps, out, add=add_to is not None)
-        _carry_on(self.name, frames, carried, before)
+        _carry_on(frames, self._before)
         return out
+
+    @property
+    def _before(self) -> int:
+        """Frames that are carried."""
+        return self.taps.weight.shape[0] - 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ class Upsampler:
         for number, taps in enumerate(self.phases):
             row, column = number // 2 % 2, number % 2
             convolve(frames, taps, out[number // 4 :: steps, row::2, column::2], start=(row, column))
-        _carry_on(self.name, frames, carried, before)
+        _carry_on(frames, before)
         return out[1:] if first and self.doubles_time else out  # the film's first frame is not doubled
 
 
@@ -119,9 +131,11 @@ class ResidualBlock:
         norm, inner, outer = self.norm1(blocks), [], []
         while blocks:
             x = blocks.pop(0)
-            inner.append(self.conv1(x, carried, norm))
             outer.append(x if self.shortcut is None else torch.nn.functional.linear(x, *self.shortcut))
-            del x
+            frames = self.conv1.prepared(x, carried, norm)
+            del x  # before there is an output of the convolution
+            inner.append(self.conv1.convolved(frames))
+            del frames
         carried.settle(self.conv1.name)
         norm = self.norm2(inner)
         for number, total in enumerate(outer):
@@ -134,23 +148,24 @@ def _continued(name: str, x: Tensor, carried: Carried, norm: ScaleShift | None, 
     """Normed and padded frames [before + F, H + 2, W + 2, C], those carried first."""
     count, height, width, channels = x.shape
     known = carried.take(name)
-    if known is not None and known.shape[0] >= before + count:
-        frames = known[: before + count]
-    else:
-        frames = x.new_empty(before + count, height + 2, width + 2, channels)
+    is_first, buffer = known is None, known
+    if buffer is None or len(buffer) < before + count:
+        # room for pairs: a film's first block is a frame short, which was not doubled in time
+        buffer = x.new_empty(before + count + count % 2, height + 2, width + 2, channels)
         if known is not None:
-            frames[:before] = known[:before]
+            buffer[:before] = known[:before]
+    carried.put(name, buffer, before)
+    frames = buffer[: before + count]
     padded(x, norm, frames[before:])
-    if known is None:
+    if is_first:
         frames[:before] = frames[before : before + 1]
     return frames
 
 
-def _carry_on(name: str, frames: Tensor, carried: Carried, before: int) -> None:
+def _carry_on(frames: Tensor, before: int) -> None:
     """Moves the last frames to the front, where the next block of frames needs them."""
     for number in range(before):
         frames[number] = frames[number - before]
-    carried.put(name, frames, before)
 
 
 def _merged(weight: Tensor, axis: int, phase: int) -> Tensor:

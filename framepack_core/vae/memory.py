@@ -6,6 +6,8 @@ from .decoder import BLOCK_BYTES, Decoder, Level
 from .layers import CausalConvolution
 
 SCORE_COPIES = 3  # scores, their softmax, and what softmax computes them from
+COLOURS, FLOAT32 = 3, 4
+CARRIED_SUMS = 3  # of each of two frames: one for each tap in time
 
 
 def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: int) -> int:
@@ -13,7 +15,7 @@ def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: 
 
     piece, middle: as for Decoder.stream. The sum of the weights, of the carried frames that stay on the device, and of
     what the largest level holds (its frames, carried ones on their way back, a convolution's input, latents that wait)
-    or the middle, if that is more.
+    or the middle, if that is more, and of what the last convolution carries and gives.
     """
     unit = decoder.latent_in[0].element_size()
     cells, frames, carried, largest = height * width, piece, 0, 0
@@ -28,11 +30,12 @@ def bytes_needed(decoder: Decoder, height: int, width: int, piece: int, middle: 
         if level.upsampler is not None:
             cells *= 4
             frames *= 2 if level.upsampler.doubles_time else 1
+    pictures = (2 * frames + 2 * CARRIED_SUMS) * COLOURS * FLOAT32 * cells  # a piece that is made, and one on its way
     latents, channels = middle * height * width, _channels(decoder.levels[0].blocks[0].conv1)
     scores = SCORE_COPIES * QUERIES * latents
     in_the_middle = (6 * latents * channels + scores) * unit
     waiting = latents * channels * unit  # on their way from the middle to the levels
-    return _weights(decoder) + carried + max(largest + waiting, in_the_middle)
+    return _weights(decoder) + carried + pictures + max(largest + waiting, in_the_middle)
 
 
 def _carried_channels(level: Level) -> list[int]:
