@@ -101,7 +101,8 @@ class Bench:
         if early:
             if early.over:
                 raise SystemExit(f"The early look {look} failed; its message stands above.")
-            row |= {"stood_still_s": early.seconds, "file_mb": sum(p.stat().st_size for p in early.paths) / 1e6}
+            row |= {"stood_still_s": early.seconds, "ending_s": early.ending}
+            row |= {"file_mb": sum(p.stat().st_size for p in early.paths) / 1e6}
         if torch.cuda.is_available():
             row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return row
@@ -137,10 +138,11 @@ def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
     looks: dict[str, dict[str, float]] = {}
     for look in {row["look"]: None for row in rows if row["look"] != "off"}:
         mine = [row for row in rows if row["look"] == look]
-        slower = statistics.median(row["seconds"] / off[row["round"]] - 1 for row in mine)
+        slower = statistics.median((row["seconds"] - row["ending_s"]) / off[row["round"]] - 1 for row in mine)
         still = statistics.median(row["stood_still_s"] / off[row["round"]] for row in mine)
         looks[look] = {
             "seconds": statistics.median(row["seconds"] for row in mine),
+            "ending_s": statistics.median(row["ending_s"] for row in mine),
             "slower_percent": 100 * slower,
             "stood_still_percent": 100 * still,
             "behind_percent": 100 * (slower - still),

@@ -42,6 +42,7 @@ class EarlyLook:
         check_vae(vae)
         self.strip: Image.Image | None = None  # pictures of the newest section
         self.seconds = 0.0  # that sampling stood still for it
+        self.ending = 0.0  # seconds that the run waited for its file after the last section
         self._vae, self._videos = vae, videos
         self._decoder: VaeDecoder | None = None
         self._film = GrowingFilm(self._decode, CHUNK)
@@ -64,7 +65,9 @@ class EarlyLook:
             try:
                 yield on_section
             finally:
+                begun = time.perf_counter()
                 self._finish()
+                self.ending = time.perf_counter() - begun
         logger.info("FramePack: the early look took %.1f s of the sampling's time.", self.seconds)
 
     @property

@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -271,6 +272,18 @@ def test_off_costs_nothing(tiny, positive, film, monkeypatch):
 def test_the_writer_is_gone_afterwards(tiny, positive, film, output):
     sample(tiny, positive, film("forward", 2), vae=tiny.vae, early_look="file")
     assert not any("framepack" in thread.name for thread in threading.enumerate())
+
+
+def test_the_wait_for_the_file_at_the_end_is_not_the_sampling_s(tiny, positive, film, tmp_path, monkeypatch):
+    look = EarlyLook(tiny.vae, [GrowingVideo(tmp_path / "film.mp4")])
+    grow = GrowingVideo.grow
+    monkeypatch.setattr(GrowingVideo, "grow", lambda *pieces: (time.sleep(0.5), grow(*pieces)))
+    history = film("backward")
+    newest, _ = sample(tiny, positive, history, max_sections=1)
+    with look.during(history, 1) as on_section:
+        on_section(newest)
+    assert look.ending > 0.4
+    assert len(pixels(tmp_path / "film.mp4")) > 1
 
 
 def test_taehv_serves(tiny, positive, film, output):
