@@ -1,11 +1,14 @@
 """The host's attention, except where its default leaves a much faster backend of torch unused.
 
 ComfyUI's default on NVIDIA cards is torch's SDPA; newer versions ask for flash before cuDNN, which is the slow order
-on Hopper and may be the right one elsewhere. So it is measured, once for each kind of input. Whatever the user chose
-by flag, node or another extension stays as it is.
+on Hopper and may be the right one elsewhere. So it is measured, once for each kind of input, and FlashAttention-3 with
+it where a package for it is installed: its results are as exact. Whatever the user chose by flag, node or another
+extension stays as it is.
 """
 
 import functools
+import importlib
+import importlib.util
 import inspect
 import logging
 import statistics
@@ -32,11 +35,15 @@ DECIDING_FLAGS = (
     "deterministic",
 )
 OVERRIDE = "optimized_attention_override"
-BACKENDS = {
-    SDPBackend.CUDNN_ATTENTION: "can_use_cudnn_attention",
-    SDPBackend.FLASH_ATTENTION: "can_use_flash_attention",
-    SDPBackend.EFFICIENT_ATTENTION: "can_use_efficient_attention",
+TORCH = {
+    "cudnn": (SDPBackend.CUDNN_ATTENTION, "can_use_cudnn_attention"),
+    "flash": (SDPBackend.FLASH_ATTENTION, "can_use_flash_attention"),
+    "efficient": (SDPBackend.EFFICIENT_ATTENTION, "can_use_efficient_attention"),
 }
+"""torch's backends, each with torch's question whether it takes such tensors."""
+FLASH3 = "flash 3"
+FLASH3_MODULES = ("flash_attn_interface", "fa3_fwd_interface")  # of FlashAttention's own build, of fa3-fwd's wheel
+HOPPER = 9  # major compute capability, for which FlashAttention-3 is made
 SHORTEST = 2048  # tokens; below, attention is not what takes the time
 WORTH = 0.9  # of the host's time; for less than this gain the host's choice stays
 MEASURED_HEADS = 6  # enough to fill a card, a quarter of the model's
@@ -50,7 +57,7 @@ def host_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_opti
     if not user_decided(comfy.cli_args.args, attention, options) and _is_measurable(q, k.shape[2]):
         backend = measured_backend(q.device, q.dtype, measured_length(k.shape[2]), q.shape[3])
         if backend is not None:
-            return sdpa(q, k, v, backend)
+            return attend(q, k, v, backend)
     return attention(q, k, v, heads, skip_reshape=True, transformer_options=options)
 
 
@@ -77,14 +84,14 @@ def measured_length(length: int) -> int:
     return 1 << (length.bit_length() - 1)
 
 
-def fastest(milliseconds: Mapping[SDPBackend | None, float]) -> SDPBackend | None:
+def fastest(milliseconds: Mapping[str | None, float]) -> str | None:
     """The backend to use instead of the host's order, whose time stands at None; None to keep that."""
     best = min(milliseconds, key=milliseconds.__getitem__)
     return best if milliseconds[best] < WORTH * milliseconds[None] else None
 
 
 @functools.cache
-def measured_backend(device: torch.device, dtype: torch.dtype, length: int, head_dim: int) -> SDPBackend | None:
+def measured_backend(device: torch.device, dtype: torch.dtype, length: int, head_dim: int) -> str | None:
     """fastest() of this card; a fact about machine and torch, so it is remembered.
 
     None, too, where the memory to measure is missing, and before torch 2.6, which has one order for all.
@@ -109,25 +116,55 @@ def measured_backend(device: torch.device, dtype: torch.dtype, length: int, head
 
 def backend_times(
     device: torch.device, dtype: torch.dtype, length: int, heads: int, head_dim: int
-) -> dict[SDPBackend | None, float]:
+) -> dict[str | None, float]:
     """Milliseconds of the host's default (at None) and of every backend that takes such tensors."""
     generator = torch.Generator(device).manual_seed(0)  # of its own: sampling must find the global one as it was
     shape = (3, 1, heads, length, head_dim)
     q, k, v = torch.randn(shape, generator=generator, device=device, dtype=dtype)
     host = comfy.ldm.modules.attention.attention_pytorch
-    calls: dict[SDPBackend | None, Callable[[], Tensor]] = {None: lambda: host(q, k, v, heads, skip_reshape=True)}
-    params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
-    for backend, usable in BACKENDS.items():
-        if getattr(torch.backends.cuda, usable)(params):
-            calls[backend] = functools.partial(sdpa, q, k, v, backend)
+    calls: dict[str | None, Callable[[], Tensor]] = {None: lambda: host(q, k, v, heads, skip_reshape=True)}
+    calls |= {backend: functools.partial(attend, q, k, v, backend) for backend in usable_backends(q, k, v)}
     return _milliseconds({backend: call for backend, call in calls.items() if _runs(call, backend)})
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: SDPBackend) -> Tensor:
-    """torch's attention with this backend first, [B, heads, L, d] -> [B, L, heads * d]; the others stand behind it."""
-    with sdpa_kernel([backend, *BACKENDS, SDPBackend.MATH], set_priority=True):
+def usable_backends(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+    """Names of those that say that they take such tensors; some find out only when they run."""
+    params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+    names = [name for name, (_, usable) in TORCH.items() if getattr(torch.backends.cuda, usable)(params)]
+    is_hopper = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == HOPPER
+    return [*names, FLASH3] if is_hopper and flash3_function() is not None else names
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
+    """Attention by this backend, [B, heads, L, d] -> [B, L, heads * d]; of torch's, the others stand behind it."""
+    if backend == FLASH3:
+        return flash3(q, k, v)
+    order = [TORCH[backend][0], *(each for each, _ in TORCH.values()), SDPBackend.MATH]
+    with sdpa_kernel(order, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
+
+
+def flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """FlashAttention-3 (arXiv 2407.08608), [B, heads, L, d] -> [B, L, heads * d]. Raises RuntimeError without it."""
+    function = flash3_function()
+    if function is None:
+        raise RuntimeError("FlashAttention-3 is not installed; the package fa3-fwd has it for Hopper cards.")
+    out = function(*(x.transpose(1, 2) for x in (q, k, v)))  # [B, L, heads, d]
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)  # some versions give the logarithms of the sums, too
+
+
+@functools.cache
+def flash3_function() -> Callable[..., Any] | None:
+    """Of the first package that is installed and loads; None without one."""
+    for name in FLASH3_MODULES:
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            return importlib.import_module(name).flash_attn_func
+        except (ImportError, OSError, AttributeError) as error:
+            logger.info("FramePack: %s is installed and does not load: %s", name, error)
+    return None
 
 
 def _measures(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
@@ -145,7 +182,7 @@ def _is_measurable(q: Tensor, tokens: int) -> bool:
     )
 
 
-def _runs(call: Callable[[], Tensor], backend: SDPBackend | None) -> bool:
+def _runs(call: Callable[[], Tensor], backend: str | None) -> bool:
     """Calls once, which also builds plans and loads code."""
     try:
         call()
@@ -159,7 +196,7 @@ def _runs(call: Callable[[], Tensor], backend: SDPBackend | None) -> bool:
     return True
 
 
-def _milliseconds(calls: dict[SDPBackend | None, Callable[[], Tensor]]) -> dict[SDPBackend | None, float]:
+def _milliseconds(calls: dict[str | None, Callable[[], Tensor]]) -> dict[str | None, float]:
     """Medians by CUDA events, in turns, so that a card that is still waking up wakes up for all."""
     spans = {backend: [] for backend in calls}
     for _ in range(RUNS):
@@ -175,5 +212,5 @@ def _milliseconds(calls: dict[SDPBackend | None, Callable[[], Tensor]]) -> dict[
     }
 
 
-def _name(backend: SDPBackend | None) -> str:
-    return "the host's default" if backend is None else backend.name.removesuffix("_ATTENTION").lower()
+def _name(backend: str | None) -> str:
+    return "the host's default" if backend is None else backend

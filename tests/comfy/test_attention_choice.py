@@ -1,5 +1,9 @@
 """Who decides on the attention, and what a measurement leads to. The measuring itself: scripts/check_attention.py."""
 
+import importlib.machinery
+import sys
+import types
+
 import comfy.cli_args
 import comfy.ldm.modules.attention as core_attention
 import pytest
@@ -7,14 +11,17 @@ import torch
 from framepack_pack.framepack_core.comfy_host import attention_choice
 from framepack_pack.framepack_core.comfy_host.attention_choice import (
     DECIDING_FLAGS,
+    FLASH3,
+    FLASH3_MODULES,
+    TORCH,
+    attend,
     attention_name,
     fastest,
+    flash3_function,
     host_attention,
     measured_length,
-    sdpa,
     user_decided,
 )
-from torch.nn.attention import SDPBackend
 
 DEFAULT = core_attention.attention_pytorch
 HOST_FLAGS = [
@@ -23,7 +30,7 @@ HOST_FLAGS = [
     for option in action.option_strings
     if option.startswith("--use-") and "attention" in option
 ]
-CUDNN, FLASH, EFFICIENT = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
+CUDNN, FLASH, EFFICIENT = TORCH
 
 
 def parsed(*flags):
@@ -86,12 +93,51 @@ def test_a_chosen_backend_gives_what_the_host_gives(backend):
     joint = torch.randn(2, 33, 3, 4, 8)
     q, k, v = (x.transpose(1, 2) for x in joint.unbind(2))
     order = torch._C._get_sdp_priority_order()
-    out = sdpa(q, k, v, backend)
+    out = attend(q, k, v, backend)
     expected = DEFAULT(q, k, v, 4, skip_reshape=True)
     assert out.shape == (2, 33, 32)
     torch.testing.assert_close(out, expected)
     assert torch._C._get_sdp_priority_order() == order
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.fixture
+def flash3_package(monkeypatch):
+    """Puts a package of FlashAttention-3's interface where it would be installed: tensors are [B, L, heads, d]."""
+
+    def install(name, **content):
+        package = types.ModuleType(name)
+        package.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        vars(package).update(content)
+        monkeypatch.setitem(sys.modules, name, package)
+        flash3_function.cache_clear()
+
+    yield install
+    flash3_function.cache_clear()
+
+
+@pytest.mark.parametrize("name", FLASH3_MODULES)
+@pytest.mark.parametrize("gives_sums", [False, True])
+def test_flash_attention_3_gives_what_the_host_gives(flash3_package, name, gives_sums):
+    def flash_attn_func(q, k, v):
+        out = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        return (out, None) if gives_sums else out
+
+    flash3_package(name, flash_attn_func=flash_attn_func)
+    q, k, v = torch.randn(3, 2, 4, 33, 8)
+    torch.testing.assert_close(attend(q, k, v, FLASH3), DEFAULT(q, k, v, 4, skip_reshape=True))
+
+
+def test_flash_attention_3_is_not_needed_and_a_broken_one_is_said(flash3_package, caplog, monkeypatch):
+    monkeypatch.setattr(attention_choice, "FLASH3_MODULES", ("broken_flash3",))
+    flash3_package("another")
+    assert flash3_function() is None
+    with pytest.raises(RuntimeError, match="fa3-fwd"):
+        attend(*torch.randn(3, 1, 2, 4, 8), FLASH3)
+    flash3_package("broken_flash3")  # without the function
+    with caplog.at_level("INFO"):
+        assert flash3_function() is None
+    assert "broken_flash3 is installed and does not load" in caplog.text
 
 
 def test_on_the_cpu_the_host_attends(monkeypatch):
