@@ -14,14 +14,19 @@ LARGEST_PIECE = 10240
 
 
 def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) -> int:
-    """Most tokens for an MLP at once, so that it fits into `free` bytes.
-
-    A token needs the hidden layer twice, before and after the activation, and what is joined to it and comes out. Five
-    more tensors of the blocks' width live at the same time: the stream, its norm, the attention, the branch, the sum.
-    """
-    room = free - 5 * tokens * config.width * itemsize
-    each = (2 * config.mlp_dim + 2 * config.width) * itemsize
+    """Most tokens for an MLP at once, so that it fits into `free` bytes: mlp_bytes, solved for its piece."""
+    each = mlp_bytes(config, 0, itemsize, 1)
+    room = free - mlp_bytes(config, tokens, itemsize, 0)
     return min(max(room // each, SMALLEST_PIECE), LARGEST_PIECE)
+
+
+def mlp_bytes(config: FramePackConfig, tokens: int, itemsize: int, piece: int) -> int:
+    """Memory of a block while its MLP takes `piece` tokens of all `tokens` at once.
+
+    A token of the piece needs the hidden layer twice, before and after the activation, and what is joined to it and
+    comes out. Five more tensors of the blocks' width live for all: stream, norm, attention, branch, sum.
+    """
+    return itemsize * (5 * tokens * config.width + 2 * piece * (config.mlp_dim + config.width))
 
 
 def in_pieces(function: Callable[..., Tensor], piece: int | None, *inputs: Tensor) -> Tensor:

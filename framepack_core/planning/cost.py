@@ -10,6 +10,7 @@ import torch
 
 from ..constants import HISTORY_FRAMES_1X, HISTORY_FRAMES_2X, HISTORY_FRAMES_4X, PIXELS_PER_LATENT
 from ..model.config import FramePackConfig
+from ..model.pieces import mlp_bytes
 from ..model.transformer import FramePackTransformer
 
 IMAGE_TOKENS = 729  # SigLIP so400m at 384 pixels in patches of 14: 27 x 27
@@ -73,13 +74,10 @@ def forward_flops(config: FramePackConfig, tokens: int) -> float:
 def activation_bytes(config: FramePackConfig, tokens: int, itemsize: int, piece: int) -> int:
     """Largest memory of a block beside its weights, for all tokens of a batch.
 
-    Attention holds eight tensors of the blocks' width: the stream, its norm, q k v, q and k turned, the outcome. The
-    MLP holds five, and for the tokens that it takes at once (piece) its hidden layer before and after the
-    activation, its input and its output.
+    Attention holds eight tensors of the blocks' width: the stream, its norm, q k v, q and k turned, the outcome.
+    piece: tokens that the MLP takes at once.
     """
-    attention = 8 * tokens * config.width
-    mlp = 5 * tokens * config.width + min(piece, tokens) * 2 * (config.mlp_dim + config.width)
-    return itemsize * max(attention, mlp)
+    return max(8 * tokens * config.width * itemsize, mlp_bytes(config, tokens, itemsize, min(piece, tokens)))
 
 
 def config_weights(config: FramePackConfig, itemsize: int) -> Weights:
