@@ -1,10 +1,12 @@
 """The streaming decoder on small weights, beside the architecture written out plainly over the whole film."""
 
+import weakref
+
 import pytest
 import torch
 from framepack_pack.framepack_core.affine_norm import use_affine_norms
 from framepack_pack.framepack_core.tiny_checkpoint import VaeSize, draw, vae_shapes
-from framepack_pack.framepack_core.vae import carried
+from framepack_pack.framepack_core.vae import carried, layers
 from framepack_pack.framepack_core.vae import decoder as decoder_module
 from framepack_pack.framepack_core.vae.memory import bytes_needed
 from framepack_pack.framepack_core.vae.weights import UnknownVaeError, build_decoder
@@ -138,6 +140,20 @@ def test_frames_that_wait_in_host_memory_come_back(model, monkeypatch, block_byt
     assert torch.equal(film(model, latents), expected)
     assert len(set(moved)) == 3, "of the three larger levels"
     assert len(moved) > 20
+
+
+def test_a_block_lets_go_of_its_input_before_its_first_convolution(model, monkeypatch):
+    decoder = build_decoder(model, CPU, torch.float64)
+    block = next(block for level in decoder.levels for block in level.blocks if block.shortcut is not None)
+    x = torch.randn(2, 4, 4, block.shortcut[0].shape[1], dtype=torch.float64)
+    known, alive, convolve = weakref.ref(x), [], layers.convolve
+    monkeypatch.setattr(
+        layers, "convolve", lambda *given, **named: alive.append(known() is not None) or convolve(*given, **named)
+    )
+    blocks = [x]
+    del x
+    block(blocks, carried.Carried(CPU))
+    assert alive == [False, False]
 
 
 def test_pieces_differ_where_norms_have_statistics(model):
