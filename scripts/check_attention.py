@@ -69,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         "host's default": lambda: core.optimized_attention(q, k, v, HEADS, skip_reshape=True),
         "torch's default": lambda: F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2),
     }
-    for candidate in (*choice.TORCH, choice.FLASH3):
+    for candidate in (*choice.TORCH_BACKENDS, choice.FLASH3):
         functions[candidate] = lambda candidate=candidate: choice.attend(q, k, v, candidate)
     functions[f"{choice.FLASH3}, fp8"] = lambda: flash3_fp8(q, k, v)
     for name, function in core.REGISTERED_ATTENTION_FUNCTIONS.items():
@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         "torch": torch.__version__,
         "host": str(arguments.host),
         "length": arguments.length,
-        "choice": "what the user chose" if decided else backend or "the host's default",
+        "choice": "what the user chose" if decided else choice.backend_name(backend),
         "rows": rows,
     }
 
@@ -92,19 +92,14 @@ def flash3_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Keys are centred first, which changes no weight of a softmax (Zhang et al., SageAttention, arXiv 2410.02367).
     """
-    from framepack_pack.framepack_core.comfy_host.attention_choice import flash3_function
+    from framepack_pack.framepack_core.comfy_host.attention_choice import flash3
+    from framepack_pack.framepack_core.model.fp8 import quantise_rows
 
-    function = flash3_function()
-    if function is None:
-        raise ImportError("FlashAttention-3 is not installed")
-    most = torch.finfo(torch.float8_e4m3fn).max
-    quantised, scales = [], []
-    for x in (q, k - k.mean(dim=2, keepdim=True), v):
-        scale = x.abs().amax(dim=(2, 3), keepdim=True).float() / most  # [B, heads, 1, 1]
-        quantised.append((x / scale).to(torch.float8_e4m3fn).transpose(1, 2))
-        scales.append(scale[:, :, 0, 0])
-    out = function(*quantised, q_descale=scales[0], k_descale=scales[1], v_descale=scales[2])
-    return (out[0] if isinstance(out, tuple) else out).flatten(2)
+    centred = k - k.mean(dim=2, keepdim=True)
+    rows = [quantise_rows(x.flatten(0, 1).flatten(1)) for x in (q, centred, v)]  # one for each head
+    values = (row.values.view(x.shape) for row, x in zip(rows, (q, k, v), strict=True))
+    names = ("q_descale", "k_descale", "v_descale")
+    return flash3(*values, **{name: row.scales.view(q.shape[:2]) for name, row in zip(names, rows, strict=True)})
 
 
 def timed(function: Callable[[], Tensor], exact: Tensor, repeats: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ DECIDING_FLAGS = (
     "deterministic",
 )
 OVERRIDE = "optimized_attention_override"
-TORCH = {
+TORCH_BACKENDS = {
     "cudnn": (SDPBackend.CUDNN_ATTENTION, "can_use_cudnn_attention"),
     "flash": (SDPBackend.FLASH_ATTENTION, "can_use_flash_attention"),
     "efficient": (SDPBackend.EFFICIENT_ATTENTION, "can_use_efficient_attention"),
@@ -70,7 +70,7 @@ def attention_name(device: torch.device, dtype: torch.dtype, tokens: int, head_d
     if user_decided(comfy.cli_args.args, attention, options) or not _measures(device, dtype, tokens):
         return name
     backend = measured_backend(device, dtype, measured_length(tokens), head_dim)
-    return name if backend is None else f"{name}, by {_name(backend)} as measured on this card"
+    return name if backend is None else f"{name}, by {backend} as measured on this card"
 
 
 def user_decided(args: Any, attention: Callable[..., Tensor], options: dict) -> bool:
@@ -88,6 +88,11 @@ def fastest(milliseconds: Mapping[str | None, float]) -> str | None:
     """The backend to use instead of the host's order, whose time stands at None; None to keep that."""
     best = min(milliseconds, key=milliseconds.__getitem__)
     return best if milliseconds[best] < WORTH * milliseconds[None] else None
+
+
+def backend_name(backend: str | None) -> str:
+    """What stands for it in a log."""
+    return backend or "the host's default"
 
 
 @functools.cache
@@ -108,8 +113,8 @@ def measured_backend(device: torch.device, dtype: torch.dtype, length: int, head
     logger.info(
         "FramePack: attention over %d tokens and more by %s (%s)",
         length,
-        _name(chosen),
-        ", ".join(f"{_name(backend)} {time:.2f} ms" for backend, time in times.items()),
+        backend_name(chosen),
+        ", ".join(f"{backend_name(backend)} {time:.2f} ms" for backend, time in times.items()),
     )
     return chosen
 
@@ -130,7 +135,7 @@ def backend_times(
 def usable_backends(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
     """Names of those that say that they take such tensors; some find out only when they run."""
     params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
-    names = [name for name, (_, usable) in TORCH.items() if getattr(torch.backends.cuda, usable)(params)]
+    names = [name for name, (_, usable) in TORCH_BACKENDS.items() if getattr(torch.backends.cuda, usable)(params)]
     is_hopper = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == HOPPER
     return [*names, FLASH3] if is_hopper and flash3_function() is not None else names
 
@@ -139,18 +144,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     """Attention by this backend, [B, heads, L, d] -> [B, L, heads * d]; of torch's, the others stand behind it."""
     if backend == FLASH3:
         return flash3(q, k, v)
-    order = [TORCH[backend][0], *(each for each, _ in TORCH.values()), SDPBackend.MATH]
+    order = [TORCH_BACKENDS[backend][0], *(each for each, _ in TORCH_BACKENDS.values()), SDPBackend.MATH]
     with sdpa_kernel(order, set_priority=True):
         out = F.scaled_dot_product_attention(q, k, v)
     return out.transpose(1, 2).flatten(2)
 
 
-def flash3(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention-3 (arXiv 2407.08608), [B, heads, L, d] -> [B, L, heads * d]. Raises RuntimeError without it."""
+def flash3(q: Tensor, k: Tensor, v: Tensor, **scales: Tensor) -> Tensor:
+    """FlashAttention-3 (arXiv 2407.08608), [B, heads, L, d] -> [B, L, heads * d]. Raises RuntimeError without it.
+
+    scales: of fp8 inputs, float32 [B, heads] each, by the package's names q_descale, k_descale, v_descale.
+    """
     function = flash3_function()
     if function is None:
         raise RuntimeError("FlashAttention-3 is not installed; the package fa3-fwd has it for Hopper cards.")
-    out = function(*(x.transpose(1, 2) for x in (q, k, v)))  # [B, L, heads, d]
+    out = function(*(x.transpose(1, 2) for x in (q, k, v)), **scales)  # [B, L, heads, d]
     return (out[0] if isinstance(out, tuple) else out).flatten(2)  # some versions give the logarithms of the sums, too
 
 
@@ -191,7 +199,7 @@ def _runs(call: Callable[[], Tensor], backend: str | None) -> bool:
     except RuntimeError as error:  # cuDNN finds out only when it runs
         if backend is None:
             raise
-        logger.info("FramePack: %s attention does not run here: %s", _name(backend), error)
+        logger.info("FramePack: %s attention does not run here: %s", backend, error)
         return False
     return True
 
@@ -210,7 +218,3 @@ def _milliseconds(calls: dict[str | None, Callable[[], Tensor]]) -> dict[str | N
     return {
         backend: statistics.median(start.elapsed_time(end) for start, end in pairs) for backend, pairs in spans.items()
     }
-
-
-def _name(backend: str | None) -> str:
-    return "the host's default" if backend is None else backend

@@ -147,8 +147,7 @@ class ResidualBlock:
 def _continued(name: str, x: Tensor, carried: Carried, norm: ScaleShift | None, before: int) -> Tensor:
     """Normed and padded frames [before + F, H + 2, W + 2, C], those carried first."""
     count, height, width, channels = x.shape
-    known = carried.take(name)
-    is_first, buffer = known is None, known
+    buffer = known = carried.take(name)
     if buffer is None or len(buffer) < before + count:
         # room for pairs: a film's first block is a frame short, which was not doubled in time
         buffer = x.new_empty(before + count + count % 2, height + 2, width + 2, channels)
@@ -157,7 +156,7 @@ def _continued(name: str, x: Tensor, carried: Carried, norm: ScaleShift | None, 
     carried.put(name, buffer, before)
     frames = buffer[: before + count]
     padded(x, norm, frames[before:])
-    if is_first:
+    if known is None:
         frames[:before] = frames[before : before + 1]
     return frames
 

@@ -13,7 +13,7 @@ from framepack_pack.framepack_core.comfy_host.attention_choice import (
     DECIDING_FLAGS,
     FLASH3,
     FLASH3_MODULES,
-    TORCH,
+    TORCH_BACKENDS,
     attend,
     attention_name,
     fastest,
@@ -30,7 +30,7 @@ HOST_FLAGS = [
     for option in action.option_strings
     if option.startswith("--use-") and "attention" in option
 ]
-CUDNN, FLASH, EFFICIENT = TORCH
+CUDNN, FLASH, EFFICIENT = TORCH_BACKENDS
 
 
 def parsed(*flags):
@@ -126,6 +126,24 @@ def test_flash_attention_3_gives_what_the_host_gives(flash3_package, name, gives
     flash3_package(name, flash_attn_func=flash_attn_func)
     q, k, v = torch.randn(3, 2, 4, 33, 8)
     torch.testing.assert_close(attend(q, k, v, FLASH3), DEFAULT(q, k, v, 4, skip_reshape=True))
+
+
+def test_the_check_gives_flash_attention_3_heads_in_fp8_with_their_scales(flash3_package):
+    from framepack_pack.scripts.check_attention import flash3_fp8
+
+    def flash_attn_func(q, k, v, **scales):
+        assert {x.dtype for x in (q, k, v)} == {torch.float8_e4m3fn}
+        wide = [
+            x.float() * scales[f"{name}_descale"][:, None, :, None] for name, x in zip("qkv", (q, k, v), strict=True)
+        ]
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in wide)).transpose(1, 2)
+
+    flash3_package(FLASH3_MODULES[0], flash_attn_func=flash_attn_func)
+    sizes = torch.tensor([0.01, 1.0, 100.0]).view(1, 3, 1, 1)
+    q, k, v = torch.randn(2, 3, 33, 16), torch.randn(2, 3, 33, 16) + 5, torch.randn(2, 3, 33, 16) * sizes
+    expected = DEFAULT(q, k, v, 3, skip_reshape=True).view(2, 33, 3, 16)
+    error = (flash3_fp8(q, k, v).view(2, 33, 3, 16) - expected).norm(dim=(1, 3)) / expected.norm(dim=(1, 3))
+    assert float(error.max()) < 0.06  # of each head, for e4m3 has three bits behind the point
 
 
 def test_flash_attention_3_is_not_needed_and_a_broken_one_is_said(flash3_package, caplog, monkeypatch):
