@@ -38,8 +38,8 @@ def flow_loss(model: nn.Module, batch: Batch, objective: Objective, generator: t
 def relative_flow_loss(model: nn.Module, batch: Batch, objective: Objective, generator: torch.Generator) -> Tensor:
     """The logarithm of flow_loss: every batch counts by what share of its loss a step takes away.
 
-    A film from words alone can only be guessed. With the demo's weights the plain gradient of such a batch is three
-    times as long and four times as noisy as that of one that sees what went before.
+    A film from words alone can only be guessed: the plain gradient of such a batch is longer and noisier than that of
+    one that sees what went before.
     """
     return flow_loss(model, batch, objective, generator).log()
 
