@@ -133,9 +133,11 @@ def join_spans(spans: Sequence[range], decode: Callable[[int], Tensor], join: Jo
 
 
 def collect(pieces: Iterable[Tensor], frames: int) -> Tensor:
-    """Pieces [B, F, H, W, 3] as one tensor [B, frames, H, W, 3], which is allocated once."""
+    """Pieces [B, F, H, W, 3] as one tensor [B, frames, H, W, 3], allocated once; a piece that is all is not copied."""
     film, filled = None, 0
     for piece in pieces:
+        if piece.shape[1] == frames:
+            return piece
         if film is None:
             film = piece.new_empty(piece.shape[0], frames, *piece.shape[2:])
         film[:, filled : filled + piece.shape[1]] = piece

@@ -1,8 +1,8 @@
 """Finished sections as pictures and as a growing video file, while later sections are sampled.
 
 Decoding happens between two sections, on the host's thread: a card has as much to do if both are at once, and the host
-may move weights, and hand a cancel to whoever asks first, only where one thread asks. Encoding and writing are the
-CPU's, and happen behind the sampling of the next section.
+may move weights, and hand a cancel to whoever asks first, only where one thread asks. Joining, encoding and writing are
+the CPU's, and happen behind the sampling of the next section.
 """
 
 import logging
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..growing_film import GrowingFilm, Growth, glimpse, spread
+from ..growing_film import GrowingFilm, NewSection, SectionDecoder, glimpse, pictures
 from ..history import History
 from .frames import check_vae
 from .growing_video import GrowingVideo
@@ -45,7 +45,7 @@ class EarlyLook:
         self.ending = 0.0  # seconds that the run waited for its file after the last section
         self._vae, self._videos = vae, videos
         self._decoder: VaeDecoder | None = None
-        self._film = GrowingFilm(self._decode, CHUNK)
+        self._sections, self._film = SectionDecoder(self._decode, CHUNK), GrowingFilm()
         self._newest: History | None = None
         self._job: Future | None = None
         self.over = False  # after a failure
@@ -101,14 +101,15 @@ class EarlyLook:
 
     def _grow(self, history: History) -> Tensor:
         """Hands what is new to the writer; pictures [3, H, W, 3] of it."""
-        pictures = torch.zeros(0)
-        for growth in self._film.grow(history):
+        shown = torch.zeros(0)
+        for section in self._sections.new_sections(history):
             self._wait()  # or frames would heap up when the writer is slower
-            self._job = self._writer.submit(self._write, growth)
-            pictures = spread(growth.open)
-        return pictures
+            self._job = self._writer.submit(self._write, section)
+            shown = pictures(section)
+        return shown
 
-    def _write(self, growth: Growth) -> None:
+    def _write(self, section: NewSection) -> None:
+        growth = self._film.join(section)
         for film, video in enumerate(self._videos):
             video.grow(growth.at_end, None if growth.joined is None else growth.joined[film], growth.open[film])
 
@@ -120,7 +121,7 @@ class EarlyLook:
 
     def _finish(self) -> None:
         try:
-            if self._newest and self._videos and self._film.sections < self._newest.draws:
+            if self._newest and self._videos and self._sections.sections < self._newest.draws:
                 self._look()  # cancelled while it was decoded
             self._wait()
         except FAILURES as error:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from framepack_pack.framepack_core.decoding import decode_film, plan_sections
 from framepack_pack.framepack_core.generate import generate
-from framepack_pack.framepack_core.growing_film import GrowingFilm, glimpse, spread
+from framepack_pack.framepack_core.growing_film import GrowingFilm, SectionDecoder, glimpse, pictures
 from framepack_pack.framepack_core.history import film_frames, film_latents, new_history
 from framepack_pack.framepack_core.section_plan import plan_backward, plan_forward
 
@@ -28,10 +28,11 @@ def history(kind, count, window=9, start=True):
     return new_history(PLANS[kind](count, window), 5, 48, 32, start_latent)
 
 
-def grow(film, made):
+def grow(made, chunk):
     """All frames, by the rule that `joined` replaces what was open."""
-    parts = []
-    for growth in film.grow(made):
+    film, parts = GrowingFilm(), []
+    for section in SectionDecoder(Vae(), chunk).new_sections(made):
+        growth = film.join(section)
         if growth.joined is not None:
             parts[-1 if growth.at_end else 0] = growth.joined
         parts.insert(len(parts) if growth.at_end else 0, growth.open)
@@ -49,35 +50,35 @@ def test_after_every_section_it_is_the_film_decoded_at_once(kind, window, chunk,
     whole = generate(history(kind, 4, window, start), lambda section, packed, noise: noise)
     for sections in range(1, 5):
         made = generate(history(kind, 4, window, start), lambda section, packed, noise: noise, sections)
-        parts = grow(GrowingFilm(Vae(), chunk), made)
+        parts = grow(made, chunk)
         expected = decoded(made, chunk)
         assert torch.equal(torch.cat(parts, dim=1), expected)
         assert expected.shape[1] == film_frames(film_latents(made).shape[2])
-    assert torch.equal(torch.cat(grow(GrowingFilm(Vae(), chunk), whole), dim=1), decoded(whole, chunk))
+    assert torch.equal(torch.cat(grow(whole, chunk), dim=1), decoded(whole, chunk))
 
 
 @pytest.mark.parametrize("kind", PLANS)
-def test_growth_in_two_calls_is_growth_in_one(kind):
+def test_sections_decoded_in_two_calls_are_those_of_one(kind):
     made = generate(history(kind, 3), lambda section, packed, noise: noise, 2)
-    film = GrowingFilm(Vae(), 5)
-    list(film.grow(made))
-    assert film.sections == 2
-    assert not list(film.grow(made))
+    decoder = SectionDecoder(Vae(), 5)
+    list(decoder.new_sections(made))
+    assert decoder.sections == 2
+    assert not list(decoder.new_sections(made))
     made = generate(made, lambda section, packed, noise: noise)
-    (last,) = film.grow(made)
-    again = list(GrowingFilm(Vae(), 5).grow(made))[-1]
-    assert torch.equal(last.joined, again.joined)
-    assert torch.equal(last.open, again.open)
+    (last,) = decoder.new_sections(made)
+    again = list(SectionDecoder(Vae(), 5).new_sections(made))[-1]
+    assert last._replace(frames=()) == again._replace(frames=())
+    assert all(map(torch.equal, last.frames, again.frames))
 
 
 @pytest.mark.parametrize("kind", PLANS)
 def test_chunks_that_two_windows_share_are_decoded_once(kind):
     made = generate(history(kind, 6, start=False), lambda section, packed, noise: noise, 4)
-    film, vae = GrowingFilm(Vae(), 5), Vae()
-    film._decode = vae
-    list(film.grow(made))
+    vae = Vae()
+    decoder = SectionDecoder(vae, 5)
+    list(decoder.new_sections(made))
     before = vae.latents
-    list(film.grow(generate(made, lambda section, packed, noise: noise, 1)))
+    list(decoder.new_sections(generate(made, lambda section, packed, noise: noise, 1)))
     assert vae.latents - before == 18  # of 28 in six chunks
 
 
@@ -93,7 +94,13 @@ def test_a_glimpse_takes_two_latents_for_a_picture():
     assert glimpse(made, Vae()).shape == (3, 4, 6, 3)
 
 
-def test_pictures_are_spread_over_the_frames():
-    frames = torch.arange(9.0).view(1, 9, 1, 1, 1).expand(2, 9, 1, 1, 3)
-    assert spread(frames)[:, 0, 0, 0].tolist() == [0, 4, 8]
-    assert spread(frames[:, :1]).shape == (3, 1, 1, 3)
+@pytest.mark.parametrize("chunk", [5, 100])
+@pytest.mark.parametrize("kind", PLANS)
+def test_pictures_are_of_what_a_section_adds(kind, chunk):
+    """Of a VAE whose frames are the same in every chunk, so that joining changes none."""
+    made = generate(history(kind, 3), lambda section, packed, noise: noise)
+    film = GrowingFilm()
+    decoder = SectionDecoder(lambda latents: latents.repeat_interleave(4, dim=2)[:, :3, 3:].movedim(1, -1), chunk)
+    for section in decoder.new_sections(made):
+        new = film.join(section).open[0]
+        torch.testing.assert_close(pictures(section), new[[0, round((len(new) - 1) / 2), -1]])
