@@ -3,6 +3,7 @@
 from .decode import FramePackDecode
 from .decode_video import FramePackDecodeVideo
 from .demo_loader import FramePackLoadDemo, register_folders
+from .fp8_attention import FramePackFp8Attention
 from .history import FramePackAppendSection, FramePackApplyHistory, FramePackStartHistory
 from .model_loader import FramePackLoadModel
 from .plan import FramePackPlan
@@ -31,6 +32,7 @@ NODES = [
     FramePackSigmas,
     FramePackStepSkipping,
     FramePackCalibrateSkipping,
+    FramePackFp8Attention,
     FramePackSampler,
     FramePackDecode,
     FramePackDecodeVideo,

@@ -46,7 +46,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="ComfyUI folder")
-    parser.add_argument("--length", type=int, default=19232)
+    parser.add_argument("--length", type=int, default=19229, help="tokens; 19229 is a section of 640x640")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
@@ -59,6 +59,8 @@ def measure(arguments: argparse.Namespace) -> dict:
     import comfy.cli_args
     import comfy.ldm.modules.attention as core
     from framepack_pack.framepack_core.comfy_host import attention_choice as choice
+    from framepack_pack.framepack_core.comfy_host.fp8_attention import attend_heads, fp8_attention
+    from framepack_pack.framepack_core.model.fp8 import quantise_heads
 
     joint = torch.randn(1, arguments.length, 3, HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
     q, k, v = (x.transpose(1, 2) for x in joint.unbind(2))  # [1, heads, L, d], strides of the buffer
@@ -71,7 +73,9 @@ def measure(arguments: argparse.Namespace) -> dict:
     }
     for candidate in (*choice.TORCH_BACKENDS, choice.FLASH3):
         functions[candidate] = lambda candidate=candidate: choice.attend(q, k, v, candidate)
-    functions[f"{choice.FLASH3}, fp8"] = lambda: flash3_fp8(q, k, v)
+    eight = [quantise_heads(x) for x in (q, k, v)]
+    functions["FramePack 8-bit Attention"] = lambda: fp8_attention(q, k, v)
+    functions["its product alone"] = lambda: attend_heads(*eight)
     for name, function in core.REGISTERED_ATTENTION_FUNCTIONS.items():
         if name not in ("pytorch", "sub_quad", "split"):  # the first is above, the others are for cards of old
             functions[f"host's {name}"] = lambda function=function: function(q, k, v, HEADS, skip_reshape=True)
@@ -85,21 +89,6 @@ def measure(arguments: argparse.Namespace) -> dict:
         "choice": "what the user chose" if decided else choice.backend_name(backend),
         "rows": rows,
     }
-
-
-def flash3_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """FlashAttention-3 on fp8 with a scale for each head, quantising included.
-
-    Keys are centred first, which changes no weight of a softmax (Zhang et al., SageAttention, arXiv 2410.02367).
-    """
-    from framepack_pack.framepack_core.comfy_host.attention_choice import flash3
-    from framepack_pack.framepack_core.model.fp8 import quantise_rows
-
-    centred = k - k.mean(dim=2, keepdim=True)
-    rows = [quantise_rows(x.flatten(0, 1).flatten(1)) for x in (q, centred, v)]  # one for each head
-    values = (row.values.view(x.shape) for row, x in zip(rows, (q, k, v), strict=True))
-    names = ("q_descale", "k_descale", "v_descale")
-    return flash3(*values, **{name: row.scales.view(q.shape[:2]) for name, row in zip(names, rows, strict=True)})
 
 
 def timed(function: Callable[[], Tensor], exact: Tensor, repeats: int) -> dict[str, Any]:

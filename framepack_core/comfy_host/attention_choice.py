@@ -66,7 +66,7 @@ def attention_name(device: torch.device, dtype: torch.dtype, tokens: int, head_d
     attention = comfy.ldm.modules.attention.optimized_attention
     name = attention.__name__.removeprefix("attention_")
     if OVERRIDE in options:
-        return f"{name}, overridden on the model"
+        return getattr(options[OVERRIDE], "report_name", f"{name}, overridden on the model")
     if user_decided(comfy.cli_args.args, attention, options) or not _measures(device, dtype, tokens):
         return name
     backend = measured_backend(device, dtype, measured_length(tokens), head_dim)

@@ -1,7 +1,8 @@
-"""8-bit float matrix products with one scale per row: of the activations, and of every output channel.
+"""8-bit float operands: matrices with one scale per row and their products, and heads of attention with one each.
 
 A row is divided by its largest magnitude over 448, the largest float8_e4m3fn, and the product is multiplied by both
 scales. Recipe: torch's row-wise `_scaled_mm` (aten/src/ATen/native/cuda/ScaledBlas.cpp), FBGEMM's fp8 row-wise.
+Heads are as FlashAttention-3 (arXiv 2407.08608) takes them.
 """
 
 import functools
@@ -30,9 +31,16 @@ class Rows(NamedTuple):
     scales: Tensor  # [N, 1] float32
 
 
+class Heads(NamedTuple):
+    """Queries, keys or values in 8 bit: head h of sample b is values[b, h] * scales[b, h]."""
+
+    values: Tensor  # [B, H, L, d] float8_e4m3fn
+    scales: Tensor  # [B, H] float32
+
+
 def quantise_rows(x: Tensor) -> Rows:
     """[N, K] of any float dtype -> Rows; by the Triton kernel on CUDA, by its twin elsewhere."""
-    if not _fuses(x):
+    if x.ndim != 2 or not _fuses(x):
         return quantise_rows_eager(x)
     from ..kernels import fp8_rows
 
@@ -49,6 +57,22 @@ def quantise_rows_eager(x: Tensor) -> Rows:
 def dequantise_rows(rows: Rows, dtype: torch.dtype) -> Tensor:
     """[N, K] with one rounding, to dtype."""
     return (rows.values.float() * rows.scales).to(dtype)
+
+
+def quantise_heads(x: Tensor) -> Heads:
+    """[B, H, L, d] of any float dtype -> Heads; by the Triton kernel on CUDA, by its twin elsewhere."""
+    if not _fuses(x):
+        return quantise_heads_eager(x)
+    from ..kernels import fp8_heads
+
+    return Heads(*fp8_heads.quantise(x))
+
+
+def quantise_heads_eager(x: Tensor) -> Heads:
+    """The reference of the kernel, in float32."""
+    x = x.float()
+    largest = x.abs().amax(dim=(2, 3)).clamp_min(TINY)  # [B, H]
+    return Heads((x * (FP8_MAX / largest)[..., None, None]).to(FP8), largest / FP8_MAX)
 
 
 def fp8_linear(x: Tensor | Rows, weight: Rows, bias: Tensor | None, dtype: torch.dtype, product: str) -> Tensor:
@@ -98,7 +122,7 @@ def fp8_product(device: torch.device) -> str:
 
 
 def _fuses(x: Tensor) -> bool:
-    if not x.is_cuda or torch.version.hip is not None or x.ndim != 2 or x.stride(1) != 1:
+    if not x.is_cuda or torch.version.hip is not None or x.stride(-1) != 1:
         return False
     return torch.cuda.get_device_capability(x.device) >= FIRST_CAPABILITY and kernels_run_on(x.device, x.dtype)
 

@@ -46,6 +46,13 @@ def plain_maths(model: Any) -> Any:
     return model
 
 
+def fp8_attention(model: Any) -> Any:
+    """FramePack 8-bit Attention."""
+    from framepack_pack.framepack_core.comfy_host.fp8_attention import attend_in_fp8
+
+    return attend_in_fp8(model)
+
+
 ROWS: dict[str, Row] = {
     "original": Row("original", "the original's class, eager"),
     "diffusers": Row("diffusers", "diffusers, eager"),
@@ -54,6 +61,9 @@ ROWS: dict[str, Row] = {
     "ours": Row("ours", "ours, exact bf16"),
     "ours-unfused": Row("ours", "ours, without kernels", patch=plain_maths),
     "ours-fp8": Row("ours", "ours, fp8 row-wise", weight_dtype="fp8_e4m3fn_rowwise"),
+    "ours-fp8-attention": Row(
+        "ours", "ours, fp8 row-wise and 8-bit attention", weight_dtype="fp8_e4m3fn_rowwise", patch=fp8_attention
+    ),
     "ours-fp8-tensorwise": Row("ours", "ours, the host's fp8_e4m3fn_fast", weight_dtype="fp8_e4m3fn_fast"),
     "ours-int8": Row("ours", "ours, int8_convrot by the host", weight_dtype="int8_convrot"),
     "section": Row("ours", "ours, exact, a section of 25 steps", measure="section", compares=False),

@@ -1,9 +1,13 @@
 """The tiny checkpoint set, loaded once, and a prompt and start image for it."""
 
+import importlib.machinery
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
+from framepack_pack.framepack_core.comfy_host.attention_choice import flash3_function
 from framepack_pack.framepack_core.comfy_host.checkpoint_set import CheckpointSet, load_checkpoint_set
 from framepack_pack.framepack_core.comfy_host.text_encoding import encode_prompts
 from framepack_pack.framepack_core.history import History, new_history
@@ -59,3 +63,18 @@ def new_film():
         return new_history(PLANS[kind](count, WINDOW), seed, 48, 32, **{**images, **changes})
 
     return make
+
+
+@pytest.fixture
+def flash3_package(monkeypatch):
+    """Puts a package of FlashAttention-3's interface where it would be installed: tensors are [B, L, heads, d]."""
+
+    def install(name, **content):
+        package = types.ModuleType(name)
+        package.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        vars(package).update(content)
+        monkeypatch.setitem(sys.modules, name, package)
+        flash3_function.cache_clear()
+
+    yield install
+    flash3_function.cache_clear()

@@ -1,9 +1,5 @@
 """Who decides on the attention, and what a measurement leads to. The measuring itself: scripts/check_attention.py."""
 
-import importlib.machinery
-import sys
-import types
-
 import comfy.cli_args
 import comfy.ldm.modules.attention as core_attention
 import pytest
@@ -101,21 +97,6 @@ def test_a_chosen_backend_gives_what_the_host_gives(backend):
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.fixture
-def flash3_package(monkeypatch):
-    """Puts a package of FlashAttention-3's interface where it would be installed: tensors are [B, L, heads, d]."""
-
-    def install(name, **content):
-        package = types.ModuleType(name)
-        package.__spec__ = importlib.machinery.ModuleSpec(name, None)
-        vars(package).update(content)
-        monkeypatch.setitem(sys.modules, name, package)
-        flash3_function.cache_clear()
-
-    yield install
-    flash3_function.cache_clear()
-
-
 @pytest.mark.parametrize("name", FLASH3_MODULES)
 @pytest.mark.parametrize("gives_sums", [False, True])
 def test_flash_attention_3_gives_what_the_host_gives(flash3_package, name, gives_sums):
@@ -126,25 +107,6 @@ def test_flash_attention_3_gives_what_the_host_gives(flash3_package, name, gives
     flash3_package(name, flash_attn_func=flash_attn_func)
     q, k, v = torch.randn(3, 2, 4, 33, 8)
     torch.testing.assert_close(attend(q, k, v, FLASH3), DEFAULT(q, k, v, 4, skip_reshape=True))
-
-
-def test_the_check_gives_flash_attention_3_heads_in_fp8_with_their_scales(flash3_package):
-    from framepack_pack.scripts.check_attention import flash3_fp8
-
-    def flash_attn_func(q, k, v, **scales):
-        assert {x.dtype for x in (q, k, v)} == {torch.float8_e4m3fn}
-        wide = [
-            x.float() * scales[f"{name}_descale"][:, None, :, None] for name, x in zip("qkv", (q, k, v), strict=True)
-        ]
-        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in wide)).transpose(1, 2)
-
-    flash3_package(FLASH3_MODULES[0], flash_attn_func=flash_attn_func)
-    sizes = torch.tensor([0.01, 1.0, 100.0]).view(1, 3, 1, 1)
-    q, k, v = torch.randn(3, 2, 3, 33, 16, generator=torch.Generator().manual_seed(0))
-    k, v = k + 5, v * sizes
-    expected = DEFAULT(q, k, v, 3, skip_reshape=True).view(2, 33, 3, 16)
-    error = (flash3_fp8(q, k, v).view(2, 33, 3, 16) - expected).norm(dim=(1, 3)) / expected.norm(dim=(1, 3))
-    assert float(error.max()) < 0.06  # of each head, for e4m3 has three bits behind the point
 
 
 def test_flash_attention_3_is_not_needed_and_a_broken_one_is_said(flash3_package, caplog, monkeypatch):

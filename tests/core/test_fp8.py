@@ -4,11 +4,14 @@ import pytest
 import torch
 from framepack_pack.framepack_core.model.fp8 import (
     FP8,
+    Heads,
     Rows,
     dequantise_rows,
     fits_fp8,
     fp8_linear,
     fp8_product,
+    quantise_heads,
+    quantise_heads_eager,
     quantise_rows,
     quantise_rows_eager,
 )
@@ -103,14 +106,43 @@ def test_kernel_equals_its_twin(rows, columns, dtype):
 
     wide = torch.randn(rows, columns + 7, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
     for x in (wide[:, :columns], wide[:, :columns].contiguous(), torch.zeros(rows, columns, dtype=dtype).to(DEVICE)):
-        got, expected = Rows(*fp8_rows.quantise(x)), quantise_rows_eager(x)
-        torch.testing.assert_close(got.scales, expected.scales, rtol=1e-6, atol=0)
-        values, twin = got.values.float(), expected.values.float()
-        # Triton 3.6's interpreter rounds ties up, drops subnormals, and forgets the carry to a power of two
-        carried = (torch.frexp(twin).mantissa.abs() == 0.5) & (values * 2 == twin)
-        one_step = (values - twin).abs() <= twin.abs() / 8 + 2**-9
-        assert (carried | one_step).all()
-        assert float((values != twin).float().mean()) < 0.05
+        assert_same_8_bit(Rows(*fp8_rows.quantise(x)), quantise_rows_eager(x))
+
+
+def assert_same_8_bit(got: Rows | Heads, expected: Rows | Heads) -> None:
+    torch.testing.assert_close(got.scales, expected.scales, rtol=1e-6, atol=0)
+    values, twin = got.values.float(), expected.values.float()
+    # Triton 3.6's interpreter rounds ties up, drops subnormals, and forgets the carry to a power of two
+    carried = (torch.frexp(twin).mantissa.abs() == 0.5) & (values * 2 == twin)
+    one_step = (values - twin).abs() <= twin.abs() / 8 + 2**-9
+    assert (carried | one_step).all()
+    assert float((values != twin).float().mean()) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("length", "heads", "dim"), [(1, 1, 16), (63, 2, 16), (65, 3, 24), (130, 2, 128)])
+def test_kernel_of_heads_equals_its_twin(length, heads, dim, dtype):
+    """Heads of a joint buffer, as attention gets them, one of them of zeros; before and after are other tokens."""
+    pytest.importorskip("triton")
+    from framepack_pack.framepack_core.kernels import fp8_heads
+
+    joint = torch.randn(2, length + 2, 3, heads, dim, generator=torch.Generator().manual_seed(2)).to(DEVICE, dtype)
+    joint *= torch.logspace(-3, 3, heads).to(DEVICE, dtype)[:, None]
+    joint[1, :, 0, 0] = 0.0
+    joint[:, [0, -1]] = 1e6
+    for projected in range(3):
+        x = joint[:, 1:-1, projected].transpose(1, 2)  # [B, H, L, d]
+        assert_same_8_bit(Heads(*fp8_heads.quantise(x)), quantise_heads_eager(x))
+
+
+def test_every_head_reaches_448_and_comes_back():
+    x = torch.randn(2, 3, 33, 16, generator=torch.Generator().manual_seed(0))
+    x *= torch.tensor([0.01, 1.0, 100.0]).view(1, 3, 1, 1)
+    heads = quantise_heads(x)
+    assert heads.values.dtype == FP8
+    assert (heads.values.float().abs().amax((2, 3)) == 448).all()
+    scales = heads.scales[..., None, None]
+    assert ((heads.values.float() * scales - x).abs() <= x.abs() / 16 + scales * 2**-10).all()
 
 
 def test_the_kernel_leaves_cpu_tensors_to_the_twin(operands):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
+from framepack_pack.framepack_core.comfy_host.attention_choice import OVERRIDE
+from framepack_pack.framepack_core.comfy_host.fp8_attention import Fp8Attention, attend_in_fp8
 from framepack_pack.framepack_core.comfy_host.step_skipping import skip_steps
 from framepack_pack.framepack_core.history import History
 from framepack_pack.framepack_core.section_plan import Direction
@@ -66,12 +68,20 @@ def attention(name: str) -> Callable[[Any], Any]:
             raise NotHereError(f"{name} attention is not installed")
         function = getattr(host_attention, f"attention_{name}")
         model = model.clone()
-        model.model_options["transformer_options"]["optimized_attention_override"] = lambda _, *args, **kwargs: (
-            function(*args, **kwargs)
-        )
+        model.model_options["transformer_options"][OVERRIDE] = lambda _, *args, **kwargs: function(*args, **kwargs)
         return model
 
     return patch
+
+
+def fp8_attention(model: Any) -> Any:
+    """FramePack 8-bit Attention, though films of the demo are too short to gain from it."""
+    try:
+        model = attend_in_fp8(model)
+    except ValueError as error:
+        raise NotHereError(str(error)) from error
+    model.model_options["transformer_options"][OVERRIDE] = Fp8Attention(shortest=1)
+    return model
 
 
 VARIANTS = (
@@ -127,6 +137,7 @@ VARIANTS = (
     Variant("attention sub_quad", patch=attention("sub_quad")),
     Variant("attention sage", patch=attention("sage")),
     Variant("attention flash", patch=attention("flash")),
+    Variant("FramePack 8-bit Attention", patch=fp8_attention),
     # mistakes that must show
     Variant("MISTAKE: no history", patch=without_history),
     Variant("MISTAKE: no history, forward", Order(FORWARD), patch=without_history),
