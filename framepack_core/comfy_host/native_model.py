@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..constants import GUIDANCE, TIMESTEP_SCALE
 from ..model.config import FramePackConfig
+from ..model.pieces import GAPS
 from ..model.quantisation import ROWWISE
 from ..model.transformer import FramePackTransformer, SectionInputs, StepInputs, crop
 from ..packing import PackedHistory
@@ -121,6 +122,10 @@ class FramePackModel(comfy.model_base.HunyuanVideo):
             if tensor is not None:
                 out[name] = comfy.conds.CONDRegular(tensor.to(kwargs["device"]))
         return out
+
+    def memory_required(self, *args: Any, **kwargs: Any) -> float:
+        """Bytes that the host keeps free of weights: its estimate for tensors, and what is lost between them."""
+        return super().memory_required(*args, **kwargs) + GAPS
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> dict:
         """With the LoRAs that are on it. Newer hosts patch while they save."""

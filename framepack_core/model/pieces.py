@@ -12,11 +12,14 @@ SMALLEST_PIECE = 1024
 LARGEST_PIECE = 10240
 """Tokens: at 640x640 a section goes through in halves, which take a quarter more memory than attention does."""
 
+GAPS = 2**29
+"""Bytes beside the tensors: an H200 had 0.5 GiB in gaps of torch's allocator when streamed layers passed through."""
+
 
 def mlp_piece(config: FramePackConfig, tokens: int, itemsize: int, free: int) -> int:
-    """Most tokens for an MLP at once, so that it fits into `free` bytes: mlp_bytes, solved for its piece."""
+    """Most tokens for an MLP at once, so that it and GAPS fit into `free` bytes: mlp_bytes, solved for its piece."""
     each = mlp_bytes(config, 0, itemsize, 1)
-    room = free - mlp_bytes(config, tokens, itemsize, 0)
+    room = free - GAPS - mlp_bytes(config, tokens, itemsize, 0)
     return min(max(room // each, SMALLEST_PIECE), LARGEST_PIECE)
 
 

@@ -7,7 +7,7 @@ import torch
 from framepack_pack.framepack_core.model import blocks, operations, rope, transformer
 from framepack_pack.framepack_core.model.blocks import Services
 from framepack_pack.framepack_core.model.config import FramePackConfig, metadata_of, read_config
-from framepack_pack.framepack_core.model.pieces import mlp_piece
+from framepack_pack.framepack_core.model.pieces import GAPS, mlp_piece
 from framepack_pack.framepack_core.model.transformer import FramePackTransformer
 from model_inputs import CONFIG, inputs, layout, oracle, ours, relative_l2, run_oracle, run_ours
 
@@ -235,7 +235,7 @@ def test_pieces_are_as_large_as_memory_lets_them_up_to_10240_tokens():
     config, tokens = FramePackConfig(), 19_257
     streams = 5 * tokens * config.width * 2
     each = (2 * config.mlp_dim + 2 * config.width) * 2
-    assert mlp_piece(config, tokens, 2, streams + tokens * each) == 10240
-    assert mlp_piece(config, tokens, 2, streams + 10240 * each - 1) == 10239
-    assert mlp_piece(config, tokens, 2, streams + 3000 * each) == 3000
+    assert mlp_piece(config, tokens, 2, GAPS + streams + tokens * each) == 10240
+    assert mlp_piece(config, tokens, 2, GAPS + streams + 10240 * each - 1) == 10239
+    assert mlp_piece(config, tokens, 2, GAPS + streams + 3000 * each) == 3000
     assert mlp_piece(config, tokens, 2, 0) == 1024
