@@ -64,17 +64,16 @@ class SectionDecoder:
         first = places[0] * history.plan.window - int(history.starts_with_image)  # film frame of latent 0
         chunks = chunk_spans(range(first + span.start, first + span.stop), self._chunk)
         known, own = self._known, newest.target.frames
-        frames = [known.pop(chunk, None) for chunk in chunks]
-        frames = [
-            self._decode(read_frames(history, c)) if f is None else f for c, f in zip(chunks, frames, strict=True)
-        ]
+        frames = tuple(
+            known[chunk] if chunk in known else self._decode(read_frames(history, chunk)) for chunk in chunks
+        )
         self._known = {
             chunk: made
             for chunk, made in zip(chunks, frames, strict=True)
             if own.start <= chunk.start and chunk.stop <= own.stop
         }
         shared = film_frames(history.plan.window) if len(places) > 1 else 0
-        return NewSection(chunks, tuple(frames), shared, at_end=number == len(places) - 1)
+        return NewSection(chunks, frames, shared, at_end=number == len(places) - 1)
 
 
 class GrowingFilm:

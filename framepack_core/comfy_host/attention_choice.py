@@ -136,8 +136,7 @@ def usable_backends(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
     """Names of those that say that they take such tensors; some find out only when they run."""
     params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
     names = [name for name, (_, usable) in TORCH_BACKENDS.items() if getattr(torch.backends.cuda, usable)(params)]
-    is_hopper = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == HOPPER
-    return [*names, FLASH3] if is_hopper and flash3_function() is not None else names
+    return [*names, FLASH3] if flash3_runs_on(q.device) and flash3_function() is not None else names
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
@@ -162,6 +161,11 @@ def flash3(q: Tensor, k: Tensor, v: Tensor, **scales: Tensor) -> Tensor:
     return (out[0] if isinstance(out, tuple) else out).flatten(2)  # some versions give the logarithms of the sums, too
 
 
+def flash3_runs_on(device: torch.device) -> bool:
+    """Whether it is made for this card, installed or not."""
+    return _is_nvidia(device) and torch.cuda.get_device_capability(device)[0] == HOPPER
+
+
 @functools.cache
 def flash3_function() -> Callable[..., Any] | None:
     """Of the first package that is installed and loads; None without one."""
@@ -177,8 +181,11 @@ def flash3_function() -> Callable[..., Any] | None:
 
 def _measures(device: torch.device, dtype: torch.dtype, tokens: int) -> bool:
     """Whether attention of such inputs is worth a measurement, and can have one."""
-    is_nvidia = device.type == "cuda" and torch.version.hip is None
-    return is_nvidia and dtype in (torch.bfloat16, torch.float16) and tokens >= SHORTEST
+    return _is_nvidia(device) and dtype in (torch.bfloat16, torch.float16) and tokens >= SHORTEST
+
+
+def _is_nvidia(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.version.hip is None
 
 
 def _is_measurable(q: Tensor, tokens: int) -> bool:

@@ -3,17 +3,16 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import comfy.model_management
 import torch
 from torch import Tensor
 
 from ..model.fp8 import Heads, quantise_heads
-from .attention_choice import HOPPER, OVERRIDE, SHORTEST, flash3, flash3_function
+from .attention_choice import OVERRIDE, SHORTEST, flash3, flash3_function, flash3_runs_on
 from .conditioning import check_framepack
 
 
-def attend_in_fp8(model: Any) -> Any:
-    """A clone of MODEL with this attention.
+def attend_in_fp8(model: Any, shortest: int = SHORTEST) -> Any:
+    """A clone of MODEL with this attention over at least so many tokens; over fewer, it is not what takes the time.
 
     Raises ValueError for another model, for one whose attention another node has replaced, and where the card is not
     one of FlashAttention-3's or its package is missing.
@@ -24,7 +23,7 @@ def attend_in_fp8(model: Any) -> Any:
             "The model's attention is already replaced by another node, and only one can compute it. Take off that "
             "node or FramePack 8-bit Attention."
         )
-    _check_card(comfy.model_management.get_torch_device())
+    _check_card(model.load_device)
     if flash3_function() is None:
         raise ValueError(
             "FramePack 8-bit Attention needs FlashAttention-3, which is not installed or does not load (the log says "
@@ -32,15 +31,16 @@ def attend_in_fp8(model: Any) -> Any:
             "take off the node."
         )
     model = model.clone()
-    model.model_options["transformer_options"][OVERRIDE] = Fp8Attention()
+    model.model_options["transformer_options"][OVERRIDE] = Fp8Attention(shortest)
     return model
 
 
 class Fp8Attention(NamedTuple):
     """The override: long attention without a mask in 8 bit, everything else by the function that it overrides."""
 
-    shortest: int = SHORTEST  # tokens; below, attention is not what takes the time
-    report_name: str = "FlashAttention-3 in fp8"
+    shortest: int  # tokens
+
+    report_name = "FlashAttention-3 in fp8"  # for attention_name
 
     def __call__(
         self, function: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any
@@ -62,7 +62,7 @@ def attend_heads(q: Heads, k: Heads, v: Heads) -> Tensor:
 
 
 def _check_card(device: torch.device) -> None:
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == HOPPER:
+    if flash3_runs_on(device):
         return
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     raise ValueError(

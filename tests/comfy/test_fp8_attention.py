@@ -9,6 +9,7 @@ from framepack_pack.framepack_core.comfy_host import fp8_attention
 from framepack_pack.framepack_core.comfy_host.attention_choice import (
     FLASH3_MODULES,
     OVERRIDE,
+    SHORTEST,
     attention_name,
     host_attention,
 )
@@ -37,9 +38,9 @@ def attended(flash3_package):
 
 
 @pytest.fixture
-def hopper(attended, monkeypatch):
+def hopper(attended, tiny, monkeypatch):
     """The package on a card that it runs on."""
-    monkeypatch.setattr(fp8_attention.comfy.model_management, "get_torch_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(tiny.model, "load_device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
 
@@ -93,7 +94,7 @@ def test_films_are_sampled_with_it(attended, tiny, new_film, positive):
 
 def test_the_model_before_the_node_stays_as_it_is(hopper, tiny):
     (model,) = FramePackFp8Attention.execute(tiny.model).args
-    assert model.model_options["transformer_options"][OVERRIDE] == Fp8Attention()
+    assert model.model_options["transformer_options"][OVERRIDE] == Fp8Attention(SHORTEST)
     assert OVERRIDE not in tiny.model.model_options["transformer_options"]
 
 
@@ -111,6 +112,12 @@ def test_it_is_refused_on_top_of_another_override(hopper, tiny):
 def test_it_is_refused_on_another_card(hopper, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
     with pytest.raises(ValueError, match="Hopper cards.*this is a card.*--use-sage-attention"):
+        FramePackFp8Attention.execute(tiny.model)
+
+
+def test_it_is_refused_on_an_amd_card_of_the_same_number(hopper, tiny, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(ValueError, match="Hopper cards"):
         FramePackFp8Attention.execute(tiny.model)
 
 

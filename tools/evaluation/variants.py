@@ -6,7 +6,7 @@ from typing import Any
 
 import comfy.ldm.modules.attention as host_attention
 from framepack_pack.framepack_core.comfy_host.attention_choice import OVERRIDE
-from framepack_pack.framepack_core.comfy_host.fp8_attention import Fp8Attention, attend_in_fp8
+from framepack_pack.framepack_core.comfy_host.fp8_attention import attend_in_fp8
 from framepack_pack.framepack_core.comfy_host.step_skipping import skip_steps
 from framepack_pack.framepack_core.history import History
 from framepack_pack.framepack_core.section_plan import Direction
@@ -77,11 +77,9 @@ def attention(name: str) -> Callable[[Any], Any]:
 def fp8_attention(model: Any) -> Any:
     """FramePack 8-bit Attention, though films of the demo are too short to gain from it."""
     try:
-        model = attend_in_fp8(model)
+        return attend_in_fp8(model, shortest=1)
     except ValueError as error:
         raise NotHereError(str(error)) from error
-    model.model_options["transformer_options"][OVERRIDE] = Fp8Attention(shortest=1)
-    return model
 
 
 VARIANTS = (
