@@ -21,6 +21,7 @@ from framepack_pack.framepack_core.comfy_host.early_look import CHUNK, EarlyLook
 from framepack_pack.framepack_core.comfy_host.growing_video import GrowingVideo
 from framepack_pack.framepack_core.comfy_host.vae_decoder import VaeDecoder
 from framepack_pack.framepack_core.comfy_host.video_file import VideoFormat
+from framepack_pack.framepack_core.growing_film import GrowingFilm
 from framepack_pack.nodes.decode import FramePackDecode
 from framepack_pack.nodes.sampler import FramePackSampler
 from PIL import Image
@@ -272,6 +273,14 @@ def test_off_costs_nothing(tiny, positive, film, monkeypatch):
 def test_the_writer_is_gone_afterwards(tiny, positive, film, output):
     sample(tiny, positive, film("forward", 2), vae=tiny.vae, early_look="file")
     assert not any("framepack" in thread.name for thread in threading.enumerate())
+
+
+def test_sections_are_joined_behind_the_sampling(tiny, positive, film, output, monkeypatch):
+    threads, join = [], GrowingFilm.join
+    monkeypatch.setattr(GrowingFilm, "join", lambda *given: threads.append(threading.current_thread()) or join(*given))
+    sample(tiny, positive, film("backward"), vae=tiny.vae, early_look="file")
+    assert len(threads) == 3
+    assert threading.main_thread() not in threads
 
 
 def test_the_wait_for_the_file_at_the_end_is_not_the_sampling_s(tiny, positive, film, tmp_path, monkeypatch):

@@ -192,6 +192,11 @@ def test_two_latents_too_few_for_a_chunk_are_refused():
         chunk_spans(range(9), 2)
 
 
+def test_a_piece_that_is_all_is_not_copied():
+    piece = torch.zeros(1, 33, 1, 1, 3)
+    assert collect(iter([piece]), 33) is piece
+
+
 def test_a_decoder_that_gives_other_frames_is_named():
     with pytest.raises(RuntimeError, match="gave 4 frames where 33 belong"):
         collect(iter([torch.zeros(1, 4, 1, 1, 3)]), 33)
