@@ -21,6 +21,7 @@ from .attention_choice import host_attention
 from .encoder_widths import check_prompt, check_vision
 from .fp8_layout import register_layout
 from .fp8_operations import RowwiseOperations
+from .prefetch import prefetched
 from .shelf import patch_for_saving, shelve_step_layers
 from .step_sources import HISTORY_RATES, Call, CONDSources, parts_of_step, source_of
 
@@ -149,7 +150,9 @@ class HostTransformer(FramePackTransformer):
     """The transformer with the host's operations, attention and wrappers."""
 
     def __init__(self, image_model: str, dtype: Any = None, device: Any = None, operations: Any = None, **sizes: Any):
-        super().__init__(FramePackConfig(**sizes), dtype, device, operations, host_attention, host_weight_for)
+        super().__init__(
+            FramePackConfig(**sizes), dtype, device, operations, host_attention, host_weight_for, prefetched
+        )
         self.proj_out.comfy_cast_weights = True  # it computes in float32 whatever the weights are
         shelve_step_layers(self)
 

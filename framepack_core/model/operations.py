@@ -3,6 +3,8 @@
 The host brings its own set (comfy.ops), with the same names, which also streams and dequantises weights.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,3 +38,8 @@ def weight_for(norm: nn.Module, x: Tensor) -> Tensor:
     """The weight of a norm layer, on the device and in the dtype of x."""
     weight: Tensor = norm.weight  # pyright: ignore[reportAssignmentType]
     return weight.to(x)
+
+
+def in_order(blocks: Iterable[nn.Module], x: Tensor, options: dict) -> Iterator[nn.Module]:  # noqa: ARG001
+    """The blocks one after the other; a host may have the weights of the next one on their way to the device of x."""
+    return iter(blocks)

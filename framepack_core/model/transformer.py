@@ -48,7 +48,7 @@ class FramePackTransformer(nn.Module):
     """13B in the released sizes; any size by its config.
 
     operations gives Linear, Conv3d, LayerNorm and RMSNorm (comfy.ops or model/operations.py); attention and weight_for
-    are described in blocks.Services.
+    are described in blocks.Services; in_order(blocks, x, options) gives blocks one after the other, each ready to run.
     """
 
     def __init__(
@@ -59,11 +59,12 @@ class FramePackTransformer(nn.Module):
         operations: Any = plain_operations,
         attention: Any = plain_operations.attention,
         weight_for: Any = plain_operations.weight_for,
+        in_order: Any = plain_operations.in_order,
     ) -> None:
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.attention = attention
+        self.attention, self.in_order = attention, in_order
         services = Services(attention, weight_for)
         factory = {"dtype": dtype, "device": device}
         width = config.width
@@ -214,7 +215,7 @@ class FramePackTransformer(nn.Module):
         text = step.prompt if step.image is None else torch.cat([step.image, step.prompt], dim=1)
         replace = options.get("patches_replace", {}).get("dit", {})
         options.update(total_blocks=len(self.transformer_blocks), block_type="double")
-        for number, block in enumerate(self.transformer_blocks):
+        for number, block in enumerate(self.in_order(self.transformer_blocks, visual, options)):
             options["block_index"] = number
 
             def run(args: dict, block=block) -> dict:
@@ -238,7 +239,7 @@ class FramePackTransformer(nn.Module):
         end = section.rotation.cos.shape[2]
         options.update(total_blocks=len(blocks), block_type="single", img_slice=[0, end])
         before = 12 * len(self.transformer_blocks)
-        for number, block in enumerate(blocks):
+        for number, block in enumerate(self.in_order(blocks, x, options)):
             options["block_index"] = number
             replacement = replace.get(("single_block", number))
             # of the last block only the section is used; a replacement, however, is owed all tokens
