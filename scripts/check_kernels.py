@@ -24,7 +24,7 @@ from torch import Tensor
 name_pack()
 
 from framepack_pack.framepack_core.kernels import heads, rows  # noqa: E402
-from framepack_pack.framepack_core.kernels.gelu import gelu  # noqa: E402
+from framepack_pack.framepack_core.kernels.gelu import gelu, joined_gelu  # noqa: E402
 from framepack_pack.framepack_core.model import elementwise  # noqa: E402
 from framepack_pack.framepack_core.model.rope import Rotation  # noqa: E402
 
@@ -89,15 +89,11 @@ def cases(batch: int, length: int, width: int, mlp: int, dtype: torch.dtype) -> 
     x, branch = (random(batch, length + 2, width, dtype=dtype)[:, 1:-1] for _ in range(2))
     gate, shift, scale = random(batch, 1, 6 * width, dtype=dtype).mul(0.3).chunk(6, dim=-1)[:3]
     hidden = random(batch, length, mlp, dtype=dtype)
-    joint = torch.empty(batch, length, width + mlp, dtype=dtype, device="cuda")
     qkv = random(batch, length, 3, count, dim, dtype=dtype)
     weight = 1 + 0.1 * random(dim, dtype=dtype)
     angle = random(1, 1, length - text, dim // 2, dtype=torch.float32)
     rotation = Rotation(angle.cos(), angle.sin())
     unit, vectors, row = x.element_size(), (shift, scale), batch * length * width
-
-    def eager_gelu(x: Tensor) -> Tensor:
-        return elementwise.eager_gelu(x, joint[..., width:].to(x.dtype))
 
     def fused_rotation(x: Tensor, weight: Tensor, rotation: Rotation, **launch: Any) -> Tensor:
         return heads.normed_rotation(x, weight, rotation.cos[0, 0], rotation.sin[0, 0], EPS, **launch)
@@ -130,13 +126,14 @@ def cases(batch: int, length: int, width: int, mlp: int, dtype: torch.dtype) -> 
             (x, branch, gate, *vectors),
             4 * row * unit,
         ),
+        Case("gelu", gelu, elementwise.eager_gelu, elementwise.gelu, (hidden,), 2 * hidden.numel() * unit),
         Case(
-            "gelu",
-            lambda x, **launch: gelu(x, joint[..., width:], **launch),
-            eager_gelu,
-            lambda x: elementwise.gelu(x, joint[..., width:]),
-            (hidden,),
-            2 * hidden.numel() * unit,
+            "joined_gelu",
+            joined_gelu,
+            elementwise.eager_joined_gelu,
+            elementwise.joined_gelu,
+            (branch, hidden),
+            2 * (row + hidden.numel()) * unit,
         ),
         Case(
             "normed_rotation",
@@ -198,7 +195,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict:
     row["gb_s"] = case.bytes / row["ms"] / 1e6
     if arguments.sweep:
         row["sweep"] = {}
-        per_program = (None,) if case.name in ("gelu", "normed_rotation") else (1, 2, 4, 8)
+        per_program = (None,) if case.name in ("gelu", "joined_gelu", "normed_rotation") else (1, 2, 4, 8)
         for count, warps in itertools.product(per_program, (2, 4, 8, 16)):
             launch = {"warps": warps} if count is None else {"rows": count, "warps": warps}
             ms = median_ms(lambda launch=launch: case.fused(*case.inputs, **launch), arguments.repeats)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FramePackConfig
-from .elementwise import NORM_EPS, gated_norm, gated_sum, gelu, modulated_norm, normed_rotation
+from .elementwise import NORM_EPS, gated_norm, gated_sum, gelu, joined_gelu, modulated_norm, normed_rotation
 from .pieces import in_pieces
 from .rope import Rotation
 
@@ -222,12 +222,8 @@ class SingleBlock(nn.Module):
     def _add_branches(
         self, gate: Tensor, x: Tensor, mixed: Tensor, normed: Tensor, out: Tensor | None = None
     ) -> Tensor:
-        """x plus the gated projection of [attention | MLP], both written into its input: no third copy of the MLP's."""
-        hidden = self.proj_mlp(normed)  # [B, L, mlp_dim]
-        joined = mixed.new_empty(*mixed.shape[:2], mixed.shape[2] + hidden.shape[2])
-        joined[..., : mixed.shape[2]] = mixed
-        gelu(hidden, out=joined[..., mixed.shape[2] :])
-        del hidden
+        """x plus the gated projection of [attention | MLP]."""
+        joined = joined_gelu(mixed, self.proj_mlp(normed))  # [B, L, D + mlp_dim]
         return gated_sum(x, self.proj_out(joined), gate, out)
 
 

@@ -61,14 +61,22 @@ def gated_norm(residual: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, sc
     return rows.gated_norm(residual, branch, gate, shift, scale, NORM_EPS)
 
 
-def gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
-    """GELU in its tanh form, of x [B, L, D]; into out, which may be a slice of a wider buffer, or x itself."""
-    into = () if out is None else (out,)
-    if not (_fuses(x, *into) and x.dim() == 3 and all(t.shape == x.shape for t in into)):
-        return eager_gelu(x, out)
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, of x [B, L, D]."""
+    if not (_fuses(x) and x.dim() == 3):
+        return eager_gelu(x)
     from ..kernels.gelu import gelu as fused_gelu
 
-    return fused_gelu(x, out)
+    return fused_gelu(x)
+
+
+def joined_gelu(left: Tensor, x: Tensor) -> Tensor:
+    """left [B, L, C] and, after it, gelu of x [B, L, D]: one input [B, L, C + D] of the next projection."""
+    if not (_fuses(x, left) and x.dim() == 3):
+        return eager_joined_gelu(left, x)
+    from ..kernels.gelu import joined_gelu as fused_joined_gelu
+
+    return fused_joined_gelu(left, x)
 
 
 def normed_rotation(
@@ -106,9 +114,14 @@ def eager_gated_norm(
     return total, eager_modulated_norm(total, shift, scale)
 
 
-def eager_gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
+def eager_gelu(x: Tensor) -> Tensor:
     """gelu in plain torch."""
-    return _into(out, F.gelu(x, approximate="tanh"))
+    return F.gelu(x, approximate="tanh")
+
+
+def eager_joined_gelu(left: Tensor, x: Tensor) -> Tensor:
+    """joined_gelu in plain torch."""
+    return torch.cat([left, eager_gelu(x)], dim=-1)
 
 
 def eager_normed_rotation(

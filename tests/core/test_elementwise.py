@@ -10,11 +10,11 @@ from torch.nn import functional as F
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
 
-def test_gelu_into_a_slice():
-    x, buffer = torch.randn(1, 3, 8), torch.zeros(1, 3, 12)
-    elementwise.gelu(x, out=buffer[..., 4:])
-    assert torch.equal(buffer[..., 4:], F.gelu(x, approximate="tanh"))
-    assert not buffer[..., :4].any()
+def test_joined_gelu_leaves_what_stands_beside():
+    left, x = torch.randn(1, 3, 4), torch.randn(1, 3, 8)
+    joined = elementwise.joined_gelu(left, x)
+    assert torch.equal(joined[..., :4], left)
+    assert torch.equal(joined[..., 4:], F.gelu(x, approximate="tanh"))
 
 
 def test_normed_rotation_is_the_norm_then_the_rotation_of_the_blocks():
@@ -38,7 +38,9 @@ def test_gated_norm_gives_the_sum_and_its_norm():
 def test_gradients_flow_through_every_function():
     x = torch.randn(1, 5, 8, requires_grad=True)
     vector, angle = torch.randn(1, 1, 8), torch.randn(1, 1, 5, 2)
-    total, normed = elementwise.gated_norm(x, elementwise.gelu(x), vector, vector, vector)
+    total, normed = elementwise.gated_norm(
+        x, elementwise.joined_gelu(x[..., :4], elementwise.gelu(x[..., 4:])), vector, vector, vector
+    )
     heads = elementwise.normed_rotation(
         normed.unflatten(-1, (2, 4)), torch.ones(4), Rotation(angle.cos(), angle.sin()), 1e-6
     )

@@ -12,7 +12,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no GPU, and TRITON_INTERPRET=1 is not set", allow_module_level=True)
 
 from framepack_pack.framepack_core.kernels import heads, rows
-from framepack_pack.framepack_core.kernels.gelu import gelu
+from framepack_pack.framepack_core.kernels.gelu import gelu, joined_gelu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = elementwise.NORM_EPS
@@ -99,25 +99,19 @@ def test_gelu(size, dtype):
     check(gelu, elementwise.eager_gelu, (strided(*size, dtype) * 3,))
 
 
-def test_gelu_fills_its_slice_of_a_wider_buffer_and_no_more():
-    x = random(2, 5, 100)
-    buffer = torch.full((2, 5, 164), 7.0, device=DEVICE)
-    out = gelu(x, out=buffer[..., 64:])
-    assert out.data_ptr() == buffer[..., 64:].data_ptr()
-    torch.testing.assert_close(buffer[..., 64:], elementwise.eager_gelu(x))
-    assert bool((buffer[..., :64] == 7).all())
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("beside", "size"), [(16, (1, 3, 16)), (200, (2, 5, 100)), (3072, (1, 2, 12288))])
+def test_joined_gelu_copies_what_stands_beside(beside, size, dtype):
+    left, x = strided(*size[:2], beside, dtype), strided(*size, dtype) * 3
+    got = joined_gelu(left, x)
+    assert torch.equal(got[..., :beside], left)
+    assert torch.equal(got[..., beside:], gelu(x))
+    check(joined_gelu, elementwise.eager_joined_gelu, (left, x))
 
 
 def test_gelu_of_extremes():
     x = torch.tensor([-1e30, -100.0, -9.0, -0.0, 0.0, 9.0, 100.0, 1e30], device=DEVICE).view(1, 1, -1)
     torch.testing.assert_close(gelu(x), x.clamp(min=0), atol=1e-6, rtol=0)
-
-
-def test_gelu_in_place():
-    x = random(1, 5, 48)
-    expected = elementwise.eager_gelu(x)
-    assert gelu(x, out=x) is x
-    torch.testing.assert_close(x, expected)
 
 
 def turn(length, dim):
