@@ -146,6 +146,7 @@ def note(run: dict) -> str:
     parts += [f"section {run['section_s']:.2f} s, {run['computed']} steps computed"] if "section_s" in run else []
     parts += [f"new prompt +{run['new_prompt_ms']:.0f} ms"] if "new_prompt_ms" in run else []
     parts += [f"{key.removesuffix('_relative_l2')} {run[key]:.1e}" for key in run if key.endswith("_relative_l2")]
+    parts += [f"{run['idle_ms']:.1f} ms in no kernel"] if "idle_ms" in run else []
     parts += [f"{len(run['waits'])} places that wait"] if "waits" in run else []
     parts += [f"{key.removeprefix('drift_')} {100 * run[key]:+.2f} %" for key in run if key.startswith("drift_")]
     return ", ".join(parts)

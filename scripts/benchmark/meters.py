@@ -52,6 +52,16 @@ def median_ms(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(watch.milliseconds())
 
 
+def uncovered(spans: list[tuple[float, float]]) -> float:
+    """How much of the time from the first begin to the last end lies in none of the spans (begin, end)."""
+    spans = sorted(spans)
+    idle, busy_until = 0.0, spans[0][0] if spans else 0.0
+    for begin, end in spans:
+        idle += max(0.0, begin - busy_until)
+        busy_until = max(busy_until, end)
+    return idle
+
+
 class CardWatch:
     """Largest memory used on the card, by whatever allocator (the host's dynamic VRAM is not torch's)."""
 

@@ -8,7 +8,7 @@ import bench
 import pytest
 import torch
 from benchmark import setting
-from benchmark.meters import Stopwatch
+from benchmark.meters import Stopwatch, uncovered
 from benchmark.rows import ROWS
 
 
@@ -77,3 +77,8 @@ def test_the_clock_counts_every_call():
         watch.time(lambda: torch.zeros(1))
     assert len(watch.milliseconds()) == 3
     assert all(ms >= 0 for ms in watch.milliseconds())
+
+
+def test_time_that_no_span_covers():
+    assert uncovered([(10.0, 12.0), (0.0, 4.0), (1.0, 2.0), (3.0, 7.0)]) == 3
+    assert uncovered([]) == 0
