@@ -8,15 +8,17 @@ from framepack_pack.framepack_core.comfy_host.step_skipping import skip_steps
 from framepack_pack.framepack_core.history import film_latents
 from framepack_pack.framepack_core.skipping.first_block import FirstBlockCache
 from sampler_run import STEPS, sample
+from torch import nn
 
 X = torch.zeros(1)
+DYNAMIC = {"prefetch_dynamic_vbars": True}
 
 
 class Queue:
     """The host's protocol: a pop lets go of what came before, and fetches what stands first."""
 
     def __init__(self):
-        self.fetched, self.held = [], set()
+        self.fetched, self.held, self.full = [], set(), None
 
     def make_prefetch_queue(self, blocks, _device, options):
         return [None, *blocks, None] if options.get("prefetch_dynamic_vbars") else None
@@ -24,12 +26,17 @@ class Queue:
     def prefetch_queue_pop(self, queue, _device, module):
         consumed = queue.pop(0)
         if consumed is not None:
-            self.held.remove(consumed[0])
-        assert module is queue[0]
-        if module is not None:
-            queue[0] = (module,)
-            self.fetched.append(module)
-            self.held.add(module)
+            (layers,) = consumed  # as the host, which expects a tuple here
+            self.held.difference_update(layers)
+        if module is None:
+            assert queue[0] is None
+            return
+        if module is self.full:
+            raise torch.OutOfMemoryError("the card is full")
+        assert set(queue[0]) <= set(module.modules())
+        self.fetched.append(module)
+        self.held.update(queue[0])
+        queue[0] = (queue[0],)
 
 
 @pytest.fixture
@@ -40,37 +47,60 @@ def host(monkeypatch):
 
 
 @pytest.fixture
+def blocks():
+    """Three blocks of two layers that the host manages."""
+    blocks = [nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)) for _ in range(3)]
+    for block in blocks:
+        for layer in (block[0], block[2]):
+            layer._v = object()
+    return blocks
+
+
+@pytest.fixture
 def dynamic(tiny):
     """The tiny model as the host's dynamic memory would run it."""
     model = tiny.model.clone()
 
     def call(executor, x, timestep, context, options, **conds):
-        return executor(x, timestep, context, {**options, "prefetch_dynamic_vbars": True}, **conds)
+        return executor(x, timestep, context, {**options, **DYNAMIC}, **conds)
 
     model.add_wrapper_with_key("diffusion_model", "dynamic", call)
     return model
 
 
-def test_without_the_service_the_blocks_are_given_as_they_are(monkeypatch, host):
-    assert list(prefetched("abc", X, {})) == ["a", "b", "c"]
+def test_without_the_service_the_blocks_are_given_as_they_are(monkeypatch, host, blocks):
+    assert list(prefetched(blocks, X, {})) == blocks
     monkeypatch.setattr(prefetch, "model_prefetch", None)
-    assert list(prefetched("abc", X, {"prefetch_dynamic_vbars": True})) == ["a", "b", "c"]
+    assert list(prefetched(blocks, X, DYNAMIC)) == blocks
     assert not host.fetched
 
 
-def test_a_block_is_there_while_it_runs_and_gone_after(host):
-    for block in prefetched("abc", X, {"prefetch_dynamic_vbars": True}):
-        assert host.held == {block}
-    assert host.fetched == ["a", "b", "c"]
+def test_a_block_is_there_while_it_runs_and_gone_after(host, blocks):
+    for block in prefetched(blocks, X, DYNAMIC):
+        assert host.held == {block[0], block[2]}
+    assert host.fetched == blocks
     assert not host.held
 
 
-def test_nothing_stays_when_no_more_blocks_are_wanted(host):
-    blocks = prefetched("abc", X, {"prefetch_dynamic_vbars": True})
-    next(blocks)
-    blocks.close()
-    assert host.fetched == ["a"]
+@pytest.mark.parametrize("name", ["weight_lowvram_function", "bias_lowvram_function", "weight_function"])
+def test_a_layer_with_a_lora_is_left_to_be_fetched_for_every_call(host, blocks, name):
+    setattr(blocks[1][2], name, [lambda weight: weight])
+    held = [set(host.held) for _ in prefetched(blocks, X, DYNAMIC)]
+    assert held == [{blocks[0][0], blocks[0][2]}, {blocks[1][0]}, {blocks[2][0], blocks[2][2]}]
+
+
+def test_nothing_stays_when_no_more_blocks_are_wanted(host, blocks):
+    given = prefetched(blocks, X, DYNAMIC)
+    next(given)
+    given.close()
+    assert host.fetched == blocks[:1]
     assert not host.held
+
+
+def test_an_error_of_the_host_is_what_arrives(host, blocks):
+    host.full = blocks[1]
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        list(prefetched(blocks, X, DYNAMIC))
 
 
 def test_every_step_fetches_all_blocks_and_the_film_is_the_same(host, dynamic, tiny, positive, new_film):
