@@ -57,8 +57,8 @@ def _joined_gelu_kernel(
     if number < COPIES:
         column = number * BLOCK + tl.arange(0, BLOCK)
         inside = column < BESIDE
-        value = tl.load(left + batch * left_batch + row * left_row + column, mask=inside, other=0.0)
-        tl.store(out + column, value, mask=inside)
+        copied = tl.load(left + batch * left_batch + row * left_row + column, mask=inside, other=0.0)
+        tl.store(out + column, copied, mask=inside)
     else:
         column = (number - COPIES) * BLOCK + tl.arange(0, BLOCK)
         inside = column < WIDTH
