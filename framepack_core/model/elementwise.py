@@ -18,6 +18,8 @@ from .rope import Rotation, rotate
 
 NORM_EPS = 1e-6
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TOKENS = 2048
+"""That plain torch norms and turns at once: its steps in float32 take many times the memory of what comes of them."""
 
 _unfused: ContextVar[bool] = ContextVar("_unfused", default=False)
 
@@ -121,17 +123,34 @@ def eager_gelu(x: Tensor) -> Tensor:
 
 def eager_joined_gelu(left: Tensor, x: Tensor) -> Tensor:
     """joined_gelu in plain torch."""
-    return torch.cat([left, eager_gelu(x)], dim=-1)
+    if _is_traced(left, x):
+        return torch.cat([left, eager_gelu(x)], dim=-1)
+    beside = left.shape[2]
+    joined = x.new_empty(*x.shape[:2], beside + x.shape[2])
+    joined[..., :beside] = left
+    F.gelu(x, approximate="tanh", out=joined[..., beside:])  # without a third tensor as wide as x
+    return joined
 
 
 def eager_normed_rotation(
     x: Tensor, weight: Tensor, rotation: Rotation | None, eps: float, out: Tensor | None = None
 ) -> Tensor:
-    """normed_rotation in plain torch, rounded between norm and rotation."""
-    normed = F.rms_norm(x, weight.shape, weight, eps)
-    if rotation is not None:
-        normed = rotate(normed.transpose(1, 2), rotation).transpose(1, 2)
-    return _into(out, normed)
+    """normed_rotation in plain torch, rounded between norm and rotation; TOKENS at a time."""
+    size = x.shape[1] if _is_traced(x, weight) else TOKENS
+    parts = []
+    for first in range(0, x.shape[1], size):
+        here = slice(first, first + size)
+        normed = F.rms_norm(x[:, here], weight.shape, weight, eps)
+        if rotation is not None:
+            few = Rotation(rotation.cos[:, :, here], rotation.sin[:, :, here])  # none for tokens beyond those it has
+            normed = rotate(normed.transpose(1, 2), few).transpose(1, 2)
+        parts.append(_into(None if out is None else out[:, here], normed))
+    return torch.cat(parts, dim=1) if out is None else out
+
+
+def _is_traced(*tensors: Tensor) -> bool:
+    """Whether autograd or torch.compile looks on: no writing into buffers then, and no loops over lengths."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def _into(out: Tensor | None, result: Tensor) -> Tensor:
@@ -141,9 +160,7 @@ def _into(out: Tensor | None, result: Tensor) -> Tensor:
 def _fuses(*tensors: Tensor) -> bool:
     """Whether these tensors may go to a kernel at all."""
     first = tensors[0]
-    if torch.compiler.is_compiling() or not first.is_cuda or first.dtype not in KERNEL_DTYPES or _unfused.get():
-        return False
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if _is_traced(*tensors) or not first.is_cuda or first.dtype not in KERNEL_DTYPES or _unfused.get():
         return False
     alike = all(
         type(tensor) in (Tensor, nn.Parameter)  # no fake, quantised or other tensors of a class of their own

@@ -27,6 +27,16 @@ def test_normed_rotation_is_the_norm_then_the_rotation_of_the_blocks():
     assert torch.equal(q, expected)
 
 
+@pytest.mark.parametrize("turned", [0, 4, 5, 11])
+def test_some_tokens_at_a_time_are_normed_and_turned_as_all_at_once(monkeypatch, turned):
+    x, weight, angle = torch.randn(2, 11, 3, 16), torch.randn(16), torch.randn(1, 1, turned, 8)
+    rotation = Rotation(angle.cos(), angle.sin())
+    whole = elementwise.eager_normed_rotation(x, weight, rotation, 1e-6)
+    monkeypatch.setattr(elementwise, "TOKENS", 4)
+    assert torch.equal(elementwise.eager_normed_rotation(x, weight, rotation, 1e-6), whole)
+    assert torch.equal(elementwise.eager_normed_rotation(x, weight, rotation, 1e-6, out=x), whole)
+
+
 def test_gated_norm_gives_the_sum_and_its_norm():
     residual, branch = torch.randn(2, 2, 5, 8).unbind()
     gate, shift, scale = torch.randn(3, 2, 1, 8).unbind()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from framepack_pack.framepack_core.model import fp8
 from framepack_pack.framepack_core.model.fp8 import (
     FP8,
     Heads,
@@ -148,3 +149,12 @@ def test_every_head_reaches_448_and_comes_back():
 def test_the_kernel_leaves_cpu_tensors_to_the_twin(operands):
     assert torch.equal(quantise_rows(operands[0]).values.float(), quantise_rows_eager(operands[0]).values.float())
     assert isinstance(quantise_rows(operands[0]), Rows)
+
+
+def test_some_rows_at_a_time_are_quantised_as_all_at_once(monkeypatch):
+    x = torch.randn(11, 32)
+    whole = quantise_rows_eager(x)
+    monkeypatch.setattr(fp8, "ROWS", 4)
+    few = quantise_rows_eager(x)
+    assert torch.equal(few.values.float(), whole.values.float())
+    assert torch.equal(few.scales, whole.scales)
