@@ -60,6 +60,7 @@ ROWS: dict[str, Row] = {
     "original-swap": Row("original", "the original, DynamicSwap, nothing resident (its 6 GB mode)", swapped=True),
     "ours": Row("ours", "ours, exact bf16"),
     "ours-unfused": Row("ours", "ours, without kernels", patch=plain_maths),
+    "ours-unfused-4g": Row("ours", "ours, without kernels, 4 GiB", patch=plain_maths, budget_gib=4),
     "ours-fp8": Row("ours", "ours, fp8 row-wise", weight_dtype="fp8_e4m3fn_rowwise"),
     "ours-fp8-attention": Row(
         "ours", "ours, fp8 row-wise and 8-bit attention", weight_dtype="fp8_e4m3fn_rowwise", patch=fp8_attention
