@@ -5,6 +5,7 @@ whose weight arrives in full precision, because a LoRA is added to it during the
 """
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.ops
@@ -39,18 +40,24 @@ class RowwiseLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         comfy.ops.run_every_op()
         dtype = self.dtype if isinstance(x, Rows) else x.dtype
         values = x.values if isinstance(x, Rows) else x
-        stays_rows = is_rows(self.weight) and len(self.weight_function) == 0
-        weight, bias, stream = comfy.ops.cast_bias_weight(
-            self,
-            dtype=self.weight.dtype if stays_rows else dtype,
-            device=values.device,
-            bias_dtype=dtype,
-            offloadable=True,
-            **({"compute_dtype": dtype, "want_requant": stays_rows} if _REQUANTISES else {}),
-        )
+        weight, bias, stream = self._brought_to(values.device, dtype)
         out = self._multiply(x, weight, bias, dtype)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return out if isinstance(x, Rows) else out.unflatten(0, x.shape[:-1])
+
+    def _brought_to(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Any]:
+        """Weight, bias of dtype, and the stream that brings them, as the host's cast_bias_weight."""
+        stays_rows = is_rows(self.weight) and len(self.weight_function) == 0
+        given = {"device": device, "bias_dtype": dtype, "offloadable": True}
+        if _REQUANTISES:
+            given.update(compute_dtype=dtype, want_requant=stays_rows)
+        if _REQUANTISES or not stays_rows:
+            return comfy.ops.cast_bias_weight(self, dtype=self.weight.dtype if stays_rows else dtype, **given)
+        # ComfyUI 0.3.75 would stand still for the scales of every QuantizedTensor that it streams
+        values, scales = unwrap(self.weight)
+        plain = SimpleNamespace(weight=values, bias=self.bias, weight_function=(), bias_function=self.bias_function)
+        values, bias, stream = comfy.ops.cast_bias_weight(plain, dtype=FP8, **given)
+        return wrap(Rows(values, scales.to(device, non_blocking=True)), self.dtype), bias, stream
 
     def _multiply(self, x: Tensor | Rows, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         flat = x if isinstance(x, Rows) else x.flatten(0, -2)

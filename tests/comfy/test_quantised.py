@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import comfy.model_management
+import comfy.quant_ops
 import comfy.sd
 import folder_paths
 import pytest
@@ -134,6 +135,18 @@ def test_quantised_blocks_take_mlps_in_pieces(recipe, bf16_file, tiny, positive,
     monkeypatch.setattr(step_sources, "mlp_piece", lambda *_: asked.append(1) or 7)
     assert relative_l2(film(model, tiny, positive, new_film), whole) < 1e-5
     assert asked
+
+
+@pytest.mark.skipif(fp8_operations._REQUANTISES, reason="the newer host gathers weight and scales in one copy")
+def test_scales_of_a_streamed_weight_are_not_moved_by_the_host(bf16_file, monkeypatch):
+    """It would wait for each of them."""
+    layer = next(iter(block_layers(load_transformer(bf16_file, ROWWISE)).values()))
+    moved = []
+    monkeypatch.setattr(comfy.quant_ops, "_move_layout_params_to_device", lambda params, _: moved.append(1) or params)
+    weight, bias, _ = layer._brought_to(torch.device("meta"), torch.bfloat16)
+    assert weight.device == unwrap(weight).scales.device == bias.device == torch.device("meta")
+    assert is_rows(weight)
+    assert not moved
 
 
 @each_recipe
