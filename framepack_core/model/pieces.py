@@ -8,7 +8,7 @@ from torch import Tensor
 from .config import FramePackConfig
 
 SMALLEST_PIECE = 1024
-"""Tokens. Fewer leave a card idle, and layers that are streamed are fetched once for every piece."""
+"""Tokens. Fewer leave a card idle, and layers that are streamed may be fetched once for every piece."""
 LARGEST_PIECE = 10240
 """Tokens: at 640x640 a section goes through in halves, which take a quarter more memory than attention does."""
 
