@@ -19,7 +19,7 @@ from .rope import Rotation, rotate
 NORM_EPS = 1e-6
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TOKENS = 2048
-"""That plain torch norms and turns at once: its steps in float32 take many times the memory of what comes of them."""
+"""At once in plain torch, where steps in between would take several times the memory of what comes of them."""
 
 _unfused: ContextVar[bool] = ContextVar("_unfused", default=False)
 
@@ -122,14 +122,14 @@ def eager_gelu(x: Tensor) -> Tensor:
 
 
 def eager_joined_gelu(left: Tensor, x: Tensor) -> Tensor:
-    """joined_gelu in plain torch."""
+    """joined_gelu in plain torch; TOKENS at a time."""
     if _is_traced(left, x):
         return torch.cat([left, eager_gelu(x)], dim=-1)
     beside = left.shape[2]
     joined = x.new_empty(*x.shape[:2], beside + x.shape[2])
     joined[..., :beside] = left
-    # without a third tensor as wide as x; torch's stub does not know that it takes out
-    F.gelu(x, approximate="tanh", out=joined[..., beside:])  # pyright: ignore[reportCallIssue]
+    for here in _some_tokens(x):
+        joined[:, here, beside:] = eager_gelu(x[:, here])
     return joined
 
 
@@ -137,16 +137,19 @@ def eager_normed_rotation(
     x: Tensor, weight: Tensor, rotation: Rotation | None, eps: float, out: Tensor | None = None
 ) -> Tensor:
     """normed_rotation in plain torch, rounded between norm and rotation; TOKENS at a time."""
-    size = x.shape[1] if _is_traced(x, weight) else TOKENS
     parts = []
-    for first in range(0, x.shape[1], size):
-        here = slice(first, first + size)
+    for here in [slice(None)] if _is_traced(x, weight) else _some_tokens(x):
         normed = F.rms_norm(x[:, here], weight.shape, weight, eps)
         if rotation is not None:
             few = Rotation(rotation.cos[:, :, here], rotation.sin[:, :, here])  # none for tokens beyond those it has
             normed = rotate(normed.transpose(1, 2), few).transpose(1, 2)
         parts.append(_into(None if out is None else out[:, here], normed))
     return torch.cat(parts, dim=1) if out is None else out
+
+
+def _some_tokens(x: Tensor) -> list[slice]:
+    """Of x [B, L, ...], TOKENS each."""
+    return [slice(first, first + TOKENS) for first in range(0, x.shape[1], TOKENS)]
 
 
 def _is_traced(*tensors: Tensor) -> bool:

@@ -68,7 +68,7 @@ def test_a_block_stays_within_the_plan(kind, pieces):
         else:
             block(tokens[:, :-TEXT], tokens[:, -TEXT:], vectors, rotation, extent, {})
     planned = activation_bytes(CONFIG, TOKENS, tokens.element_size(), piece)
-    assert 0.5 * planned < storages.peak <= planned
+    assert 0.5 * planned < storages.peak <= 1.05 * planned
 
 
 def test_rows_are_quantised_without_their_float32():
