@@ -40,7 +40,8 @@ def _queue(blocks: list[nn.Module], x: Tensor, options: dict) -> Any:
     """The host's, of the layers of each block; None where it does not fetch ahead."""
     if model_prefetch is None or not options.get("prefetch_dynamic_vbars"):
         return None
-    layers = [[layer for layer in block.modules() if _keeps_its_weight(layer)] for block in blocks]
+    # a module each, since not all versions take lists
+    layers = [nn.ModuleList(layer for layer in block.modules() if _keeps_its_weight(layer)) for block in blocks]
     return model_prefetch.make_prefetch_queue(layers, x.device, options)
 
 
