@@ -16,12 +16,12 @@ from torch import Tensor
 from ..model.fp8 import FP8, FP8_MAX, TINY, Rows, dequantise_rows, quantise_rows
 
 LAYOUT = "FramePackRowwiseFP8Layout"
-_TYPED = hasattr(comfy.quant_ops, "register_layout_class")  # ComfyUI 0.33; 0.3.75 has dicts
+TYPED = hasattr(comfy.quant_ops, "register_layout_class")  # ComfyUI 0.33; 0.3.75 has dicts
 
 
 def register_layout() -> None:
     """Make the layout known to the host; again changes nothing."""
-    if _TYPED:
+    if TYPED:
         comfy.quant_ops.register_layout_class(LAYOUT, _TypedLayout)
     else:
         comfy.quant_ops.LAYOUTS[LAYOUT] = _DictLayout
@@ -29,7 +29,7 @@ def register_layout() -> None:
 
 def wrap(rows: Rows, dtype: torch.dtype) -> Tensor:
     """Rows as the host's QuantizedTensor that stands for a tensor of dtype; nothing is copied."""
-    if _TYPED:
+    if TYPED:
         params = _TypedLayout.Params(scale=rows.scales, orig_dtype=dtype, orig_shape=tuple(rows.values.shape))
     else:
         params = {"scale": rows.scales, "orig_dtype": dtype}
@@ -38,15 +38,15 @@ def wrap(rows: Rows, dtype: torch.dtype) -> Tensor:
 
 def unwrap(weight: Any) -> Rows:
     """The Rows in a QuantizedTensor of this layout."""
-    params = weight._params if _TYPED else weight._layout_params
-    return Rows(weight._qdata, params.scale if _TYPED else params["scale"])
+    params = weight._params if TYPED else weight._layout_params
+    return Rows(weight._qdata, params.scale if TYPED else params["scale"])
 
 
 def is_rows(weight: Any) -> bool:
     """Whether a weight is one of `wrap`."""
     return (
         isinstance(weight, comfy.quant_ops.QuantizedTensor)
-        and getattr(weight, "_layout_cls" if _TYPED else "_layout_type") == LAYOUT
+        and getattr(weight, "_layout_cls" if TYPED else "_layout_type") == LAYOUT
     )
 
 
@@ -75,7 +75,7 @@ class _DictLayout:
         return tuple(unwrap(qtensor))
 
 
-if _TYPED:
+if TYPED:
     from comfy_kitchen.tensor import QuantizedLayout
     from comfy_kitchen.tensor.base import BaseLayoutParams
 

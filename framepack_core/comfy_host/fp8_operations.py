@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..model.fp8 import FP8, Rows, dequantise_rows, fits_fp8, fp8_linear, fp8_product
 from ..model.quantisation import is_block_layer
-from .fp8_layout import is_rows, quantise_weight, unwrap, wrap
+from .fp8_layout import TYPED, is_rows, quantise_weight, unwrap, wrap
 
 # ComfyUI 0.33 streams LoRAs too, adds them on the card, and quantises the sum again when asked to
 _REQUANTISES = "want_requant" in inspect.signature(comfy.ops.cast_bias_weight).parameters
@@ -51,9 +51,9 @@ class RowwiseLinear(nn.Module, comfy.ops.CastWeightBiasOp):
         given = {"device": device, "bias_dtype": dtype, "offloadable": True}
         if _REQUANTISES:
             given.update(compute_dtype=dtype, want_requant=stays_rows)
-        if _REQUANTISES or not stays_rows:
+        if TYPED or not stays_rows:
             return comfy.ops.cast_bias_weight(self, dtype=self.weight.dtype if stays_rows else dtype, **given)
-        # ComfyUI 0.3.75 would stand still for the scales of every QuantizedTensor that it streams
+        # hosts whose layouts are dicts would stand still for the scales of every QuantizedTensor that they stream
         values, scales = unwrap(self.weight)
         plain = SimpleNamespace(weight=values, bias=self.bias, weight_function=(), bias_function=self.bias_function)
         values, bias, stream = comfy.ops.cast_bias_weight(plain, dtype=FP8, **given)

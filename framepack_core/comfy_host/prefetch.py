@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 try:
     from comfy import model_prefetch
-except ImportError:  # ComfyUI up to 0.3.75
+except ImportError:  # older hosts, as ComfyUI 0.3.75
     model_prefetch = None
 
 

@@ -13,7 +13,7 @@ from framepack_pack.framepack_core.atomic_files import stream_atomically
 from framepack_pack.framepack_core.comfy_host import checkpoints, fp8_operations, quantised_weights, step_sources
 from framepack_pack.framepack_core.comfy_host.checkpoints import load_transformer
 from framepack_pack.framepack_core.comfy_host.conditioning import CHECKPOINT_ATTACHMENT
-from framepack_pack.framepack_core.comfy_host.fp8_layout import is_rows, unwrap
+from framepack_pack.framepack_core.comfy_host.fp8_layout import TYPED, is_rows, unwrap
 from framepack_pack.framepack_core.comfy_host.quantised_weights import INT8
 from framepack_pack.framepack_core.comfy_host.step_skipping import STEPS_DONE, skip_steps
 from framepack_pack.framepack_core.model.checkpoint import SOURCE_METADATA, read_header
@@ -137,7 +137,7 @@ def test_quantised_blocks_take_mlps_in_pieces(recipe, bf16_file, tiny, positive,
     assert asked
 
 
-@pytest.mark.skipif(fp8_operations._REQUANTISES, reason="the newer host gathers weight and scales in one copy")
+@pytest.mark.skipif(TYPED, reason="newer hosts gather weight and scales in one copy")
 def test_scales_of_a_streamed_weight_are_not_moved_by_the_host(bf16_file, monkeypatch):
     """It would wait for each of them."""
     layer = next(iter(block_layers(load_transformer(bf16_file, ROWWISE)).values()))
