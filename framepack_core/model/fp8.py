@@ -7,6 +7,7 @@ Heads are as FlashAttention-3 (arXiv 2407.08608) takes them.
 
 import functools
 import logging
+import math
 from typing import NamedTuple
 
 import torch
@@ -56,9 +57,8 @@ def quantise_rows_eager(x: Tensor) -> Rows:
 
 
 def _quantise_few(x: Tensor) -> Rows:
-    x = x.float()
-    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(TINY)
-    return Rows((x * (FP8_MAX / largest)).to(FP8), largest / FP8_MAX)
+    largest = _largest(x, -1, keepdim=True)
+    return Rows((x * (FP8_MAX / largest)).to(FP8), largest / FP8_MAX)  # the product is float32, whatever x is
 
 
 def dequantise_rows(rows: Rows, dtype: torch.dtype) -> Tensor:
@@ -77,9 +77,13 @@ def quantise_heads(x: Tensor) -> Heads:
 
 def quantise_heads_eager(x: Tensor) -> Heads:
     """The reference of the kernel, in float32."""
-    x = x.float()
-    largest = x.abs().amax(dim=(2, 3)).clamp_min(TINY)  # [B, H]
+    largest = _largest(x, (2, 3))  # [B, H]
     return Heads((x * (FP8_MAX / largest)[..., None, None]).to(FP8), largest / FP8_MAX)
+
+
+def _largest(x: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+    """Magnitude along dim, float32, in one pass."""
+    return torch.linalg.vector_norm(x, math.inf, dim, keepdim).float().clamp_min(TINY)
 
 
 def fp8_linear(x: Tensor | Rows, weight: Rows, bias: Tensor | None, dtype: torch.dtype, product: str) -> Tensor:
