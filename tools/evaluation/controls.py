@@ -1,6 +1,7 @@
 """Mistakes that a FramePack implementation could make.
 
-Films made with one must be called wrong, or the measures are blind.
+Films made with one must be called wrong, or the measures are blind. One shows in the distance from the world's own film
+alone: a swapped history, forward (docs/benchmarks.md).
 
 Those of the history are changes of MODEL: a wrapper around its call that alters what it is given.
 """
