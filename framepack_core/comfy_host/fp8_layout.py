@@ -13,7 +13,7 @@ import comfy.quant_ops
 import torch
 from torch import Tensor
 
-from ..model.fp8 import FP8, FP8_MAX, TINY, Rows, dequantise_rows, quantise_rows
+from ..model.fp8 import FP8, FP8_MAX, Rows, dequantise_rows, largest_of, quantise_rows
 
 LAYOUT = "FramePackRowwiseFP8Layout"
 TYPED = hasattr(comfy.quant_ops, "register_layout_class")  # ComfyUI 0.33; 0.3.75 has dicts
@@ -54,7 +54,7 @@ def quantise_weight(weight: Tensor, seed: int | None) -> Rows:
     """A weight that a patch has changed, with new scales; a seed rounds at random, as the host does for LoRAs."""
     if not seed:
         return quantise_rows(weight)
-    scales = weight.float().abs().amax(dim=-1, keepdim=True).clamp_min(TINY) / FP8_MAX
+    scales = largest_of(weight, -1, keepdim=True) / FP8_MAX
     return Rows(comfy.float.stochastic_rounding(weight / scales.to(weight.dtype), FP8, seed=seed), scales)
 
 

@@ -57,7 +57,7 @@ def quantise_rows_eager(x: Tensor) -> Rows:
 
 
 def _quantise_few(x: Tensor) -> Rows:
-    largest = _largest(x, -1, keepdim=True)
+    largest = largest_of(x, -1, keepdim=True)
     return Rows((x * (FP8_MAX / largest)).to(FP8), largest / FP8_MAX)  # the product is float32, whatever x is
 
 
@@ -77,12 +77,12 @@ def quantise_heads(x: Tensor) -> Heads:
 
 def quantise_heads_eager(x: Tensor) -> Heads:
     """The reference of the kernel, in float32."""
-    largest = _largest(x, (2, 3))  # [B, H]
+    largest = largest_of(x, (2, 3))  # [B, H]
     return Heads((x * (FP8_MAX / largest)[..., None, None]).to(FP8), largest / FP8_MAX)
 
 
-def _largest(x: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
-    """Magnitude along dim, float32, in one pass."""
+def largest_of(x: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:
+    """The largest magnitude along dim, float32 and at least TINY, in one pass."""
     return torch.linalg.vector_norm(x, math.inf, dim, keepdim).float().clamp_min(TINY)
 
 
