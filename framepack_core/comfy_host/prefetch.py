@@ -31,8 +31,6 @@ def prefetched(blocks: Iterable[nn.Module], x: Tensor, options: dict) -> Iterato
             yield block
     except GeneratorExit:  # a step cache has seen enough
         queue[1:] = [None]
-        model_prefetch.prefetch_queue_pop(queue, x.device, None)
-        raise
     model_prefetch.prefetch_queue_pop(queue, x.device, None)
 
 
