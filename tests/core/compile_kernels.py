@@ -45,7 +45,7 @@ def compile_for(target: GPUTarget, kernel: JITFunction, arguments: tuple, named:
 
 
 def launches(dtype: torch.dtype) -> None:
-    """Every function that launches kernels, as the model calls it; some tokens of a wider buffer among the inputs."""
+    """Every function that launches kernels, but for convolutions and 8 bit, in the sizes of the model."""
     x = torch.zeros(1, 9, 3072, dtype=dtype)
     vector, hidden, head = x[:, :1], torch.zeros(1, 9, 12288, dtype=dtype), x.view(1, 9, 24, 128)
     table = torch.zeros(8, 64)
